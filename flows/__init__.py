@@ -1,0 +1,1 @@
+"""Orchestration: guard, diagnose, recover, patrol."""

@@ -1,0 +1,1 @@
+"""Guards long training jobs from Prefect: detect, diagnose, decide, recover, verify."""

@@ -1,0 +1,1 @@
+"""Pure logic over frozen data: no Prefect, no clock, no I/O."""

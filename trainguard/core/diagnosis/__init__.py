@@ -1,0 +1,1 @@
+"""Root cause from log streams and scheduler facts."""

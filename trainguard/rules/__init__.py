@@ -1,0 +1,1 @@
+"""The fault catalogue: one YAML file a family."""

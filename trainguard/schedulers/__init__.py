@@ -1,0 +1,1 @@
+"""One adapter per scheduler, without Prefect."""

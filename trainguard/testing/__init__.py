@@ -1,0 +1,1 @@
+"""The contract suite, fakes and the simulated cluster."""

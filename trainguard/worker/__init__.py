@@ -1,0 +1,1 @@
+"""The Prefect worker that runs guards in its own process."""
