@@ -1,0 +1,23 @@
+"""The base of every block that stands for a cluster."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from prefect.blocks.core import Block
+
+from trainguard.schedulers.base import Scheduler
+
+
+class SchedulerBlock(Block, ABC):
+    """Address, credentials and settings of one cluster. Made and picked in the Prefect UI."""
+
+    _block_schema_capabilities = ["guard-scheduler"]
+
+    @abstractmethod
+    def cluster_name(self) -> str:
+        """Name the cluster: the word in `JobRef.cluster`, equal for every block that reaches the same one."""
+
+    @abstractmethod
+    def make_scheduler(self) -> Scheduler:
+        """Make the adapter. It connects when first used; one process keeps one per cluster."""
