@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from prefect.blocks.core import Block
 
@@ -12,7 +13,7 @@ from trainguard.schedulers.base import Scheduler
 class SchedulerBlock(Block, ABC):
     """Address, credentials and settings of one cluster. Made and picked in the Prefect UI."""
 
-    _block_schema_capabilities = ["guard-scheduler"]
+    _block_schema_capabilities: ClassVar[list[str]] = ["guard-scheduler"]
 
     @abstractmethod
     def cluster_name(self) -> str:
