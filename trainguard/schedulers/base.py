@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from trainguard.core.action import Access, Action, ActionKind, Fence, Outcome
+from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.errors import RefusedError
 from trainguard.core.evidence import Evidence
 from trainguard.core.job import Job, JobRef
@@ -85,6 +86,14 @@ class Scheduler(ABC):
     @abstractmethod
     async def discover(self, selector: str) -> Sequence[JobRef]:
         """Find the jobs a selector names (`user=alice`, `namespace=ml`, `*`)."""
+
+    async def checkpoints(self, job: Job) -> tuple[Checkpoint, ...] | None:
+        """Look at the job's checkpoints where they lie (`supervisor/checkpoints.py` does the looking).
+
+        None means that nothing could be learnt: no directory declared, or no way to look.
+        """
+        del job
+        return None
 
     async def close(self) -> None:
         """Free what is held. The default holds nothing."""
