@@ -1,1 +1,72 @@
-"""The fault catalogue: one YAML file a family."""
+"""The fault catalogue: one YAML file a family, and the loader that reads them.
+
+A file says `family: GPU` and lists `rules:`. Users add files of the same form with `--rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from trainguard.core.diagnosis.rule import Catalogue, Rule
+from trainguard.core.errors import ConfigError
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def own_files() -> tuple[Path, ...]:
+    """The files that ship with the package, in the order of their names."""
+    return tuple(sorted(Path(__file__).parent.glob("*.yaml")))
+
+
+def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
+    """Read the catalogue and the user's own files. Raises ConfigError naming file, rule and field."""
+    rules: list[Rule] = []
+    origin: dict[str, Path] = {}
+    for path in (*own_files(), *extra):
+        for rule in load_file(path):
+            if rule.id in origin:
+                raise ConfigError(f"{path}: {rule.id}", f"this id is already used in {origin[rule.id]}")
+            origin[rule.id] = path
+            rules.append(rule)
+    return Catalogue(rules)
+
+
+def load_file(path: Path) -> tuple[Rule, ...]:
+    """Read one family. Raises ConfigError."""
+    document = _document(path)
+    family, rows = document.get("family"), document.get("rules")
+    if not isinstance(family, str) or not isinstance(rows, list):
+        raise ConfigError(str(path), "needs `family: NAME` and a list `rules:`")
+    return tuple(_rule(path, family, row) for row in rows)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"can't be read: {error}") from error
+    try:
+        document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - CSafeLoader or SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), f"is no YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(str(path), "needs `family: NAME` and a list `rules:`")
+    return document
+
+
+def _rule(path: Path, family: str, row: object) -> Rule:
+    name = row.get("id", "a rule without id") if isinstance(row, dict) else "a row that is no mapping"
+    try:
+        rule = Rule.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {name}" + (f": {field}" if field else ""), first["msg"]) from error
+    if rule.family != family:
+        raise ConfigError(f"{path}: {name}: id", f"must begin with the file's family, {family}-")
+    return rule
