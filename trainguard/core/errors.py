@@ -10,9 +10,12 @@ TrainguardError
 │   └── RefusedError          an action was refused and nothing was changed
 └── LedgerError               the durable record
     ├── LedgerVersionError    written by a newer version: refused, untouched
+    ├── LedgerDamagedError    not a ledger, or its file is damaged: refused, untouched
     ├── LedgerUnavailableError  locked, full or gone for now
     ├── LeaseHeldError        another guard owns the job
-    └── LeaseLostError        this guard no longer owns the job: it must stop acting at once
+    ├── LeaseLostError        this guard no longer owns the job: it must stop acting at once
+    ├── IntentExistsError     the fence was used before: find out what came of it
+    └── IntentPendingError    an earlier restart's outcome is not known yet: find it first
 
 Foreign exceptions become ours with `from` at the border that knows them.
 """
@@ -76,6 +79,10 @@ class LedgerVersionError(LedgerError):
     """The ledger was written by a newer version; it was not touched."""
 
 
+class LedgerDamagedError(LedgerError):
+    """The file is no ledger or is damaged; it was not touched."""
+
+
 class LedgerUnavailableError(LedgerError):
     """The ledger is locked, full or gone; what was asked did not happen."""
 
@@ -90,3 +97,15 @@ class LeaseHeldError(LedgerError):
 
 class LeaseLostError(LedgerError):
     """The lease went to another guard: stop acting on the job."""
+
+
+class IntentExistsError(LedgerError):
+    """An intent with this fence was written before: `find` tells what came of it."""
+
+
+class IntentPendingError(LedgerError):
+    """An earlier restarting intent of the job has no known outcome. `token` is its fence's."""
+
+    def __init__(self, message: str, token: str) -> None:
+        super().__init__(message)
+        self.token = token
