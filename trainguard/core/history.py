@@ -36,23 +36,30 @@ class AnswerResult(Fact):
 
 
 class RecoveryRecord(Fact):
-    """One incident as the budgets of a policy count it."""
+    """One earlier incident of the same job."""
 
     incident: str
     fingerprint: str
     """Of the incident, else of its newest diagnosis. Empty where nothing was diagnosed."""
     fault: FaultClass
-    state: IncidentState
-    detected_at: float
+    actions: tuple[ActionKind, ...]
+    """Those that were performed or may have been, in order; refused ones are left out."""
     acted_at: float | None
     """The incident's own, else the time of its newest intent. None where nothing was tried."""
-    attempts: int
-    actions: tuple[ActionKind, ...]
-    """What was done or may have been done, in order; refused actions are left out."""
     step_before: int | None
     """The furthest step known before the failure."""
     step_reached: int | None
     """The furthest step seen after `acted_at`, up to now, whichever incarnation made it."""
+    state: IncidentState
+    detected_at: float = 0.0
+    attempts: int = 0
+
+    @property
+    def progressed(self) -> bool:
+        """Whether the job got further than before the failure. Unknown progress never counts."""
+        if self.step_reached is None:
+            return False
+        return self.step_before is None or self.step_reached > self.step_before
 
 
 class NodeEvent(Fact):
