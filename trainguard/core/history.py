@@ -50,6 +50,13 @@ class RecoveryRecord(Fact):
     """The furthest step known before the failure."""
     step_reached: int | None
     """The furthest step seen after `acted_at`, up to now, whichever incarnation made it."""
+
+    @property
+    def progressed(self) -> bool:
+        """Whether the job got further than before the failure. Unknown progress never counts."""
+        if self.step_reached is None:
+            return False
+        return self.step_before is None or self.step_reached > self.step_before
     state: IncidentState
     detected_at: float = 0.0
     attempts: int = 0

@@ -1,0 +1,306 @@
+"""From a diagnosis to a plan: which actions fit, and what the policy says of each."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from trainguard.core.action import Access, Action, ActionKind, Scope
+from trainguard.core.checkpoint import Checkpoint, bad_after, newest_good
+from trainguard.core.decision import Decision, Plan, Verdict
+from trainguard.core.fact import Fact
+from trainguard.core.history import RecoveryRecord
+from trainguard.core.incident import Incident
+from trainguard.core.job import Job, ResumeBy
+from trainguard.core.observation import Liveness, Observation
+from trainguard.core.policy import Policy, Preset
+from trainguard.core.verdict import Diagnosis, FaultClass
+
+CERTAIN_ENOUGH = 0.5
+
+
+class Situation(Fact):
+    """Everything a plan rests on, gathered before it is made."""
+
+    job: Job
+    incident: Incident
+    diagnosis: Diagnosis
+    observation: Observation
+    """The latest look at the job."""
+    policy: Policy
+    access: Access
+    supported: frozenset[ActionKind]
+    history: tuple[RecoveryRecord, ...] = ()
+    """Earlier incidents of the job, newest first."""
+    checkpoints: tuple[Checkpoint, ...] | None = None
+    known_nodes: frozenset[str] = frozenset()
+    """Nodes the scheduler itself names for this job: the only ones an action may name."""
+    excluded_nodes: frozenset[str] = frozenset()
+    """Left out by earlier recoveries."""
+    alike_jobs: int = Field(default=1, ge=0)
+    """Jobs of the cluster that failed alike within the storm window, this one included."""
+    now: float
+
+
+def plan(situation: Situation) -> Plan:
+    """Choose the first action of the ladder that may run, else the first that may be asked for.
+
+    Restarts are alternatives, the rest of the ladder accompanies them. What is refused stays in the
+    plan's steps only where nothing may be done at all, so that the report can say why.
+    """
+    steps = [_decide(situation, action) for action in _candidates(situation)]
+    restarts = [step for step in steps if step.action.kind.restarts]
+    others = [step for step in steps if not step.action.kind.restarts]
+    chosen = _best(restarts)
+    if chosen is None or chosen.verdict is Verdict.REFUSE:
+        return Plan(incident=situation.incident.id, steps=tuple(restarts + others))
+    needed = [_decide(situation, action) for action in _set_aside(situation)]
+    companions = [step for step in others if step.verdict is Verdict.RUN or chosen.verdict is Verdict.ASK]
+    companions = [step for step in companions if step.verdict is not Verdict.REFUSE]
+    return Plan(incident=situation.incident.id, steps=(*needed, *companions, chosen))
+
+
+def refused_steps(situation: Situation, made: Plan) -> tuple[Decision, ...]:
+    """What fits the diagnosis and is not in the plan: what would have been done, and what would allow it."""
+    planned = {step.action.kind for step in made.steps}
+    decided = [_decide(situation, action) for action in _candidates(situation)]
+    return tuple(step for step in decided if step.action.kind not in planned)
+
+
+def stale(incident: Incident, action: Action, seen: Observation) -> str:
+    """Say why an action planned for `incident` must not be done any more; empty if it may."""
+    if seen.liveness is Liveness.UNKNOWN:
+        return "the job can't be seen right now"
+    if seen.incarnation is None:
+        return "the scheduler does not name the job's incarnation"
+    if seen.incarnation.token != action.incarnation.token:
+        return f"the job is now incarnation {seen.incarnation.token}, not {action.incarnation.token}"
+    if seen.liveness is Liveness.STOPPED:
+        return f"its owner or an operator stopped it ({seen.native or 'stopped'})"
+    if seen.liveness is Liveness.SUCCEEDED and action.kind.restarts:
+        return "it finished by itself"
+    if seen.restart_underway:
+        return "the scheduler is already bringing it back"
+    if incident.state.closed:
+        return "the incident is closed"
+    return ""
+
+
+def _best(steps: list[Decision]) -> Decision | None:
+    for wanted in (Verdict.RUN, Verdict.ASK, Verdict.REFUSE):
+        for step in steps:
+            if step.verdict is wanted:
+                return step
+    return None
+
+
+def _candidates(situation: Situation) -> list[Action]:
+    kinds = [kind for kind in situation.diagnosis.actions if not kind.advice]
+    actions = [_fill(situation, kind) for kind in kinds]
+    return [action for action in actions if action is not None]
+
+
+def _fill(situation: Situation, kind: ActionKind) -> Action | None:
+    incarnation = situation.incident.incarnation or situation.observation.incarnation
+    if incarnation is None:
+        return None
+    chosen = _resume_point(situation, kind) if kind.restarts else None
+    nodes = _bad_nodes(situation) if _names_nodes(kind) else ()
+    return Action(
+        kind=kind,
+        incarnation=incarnation,
+        nodes=nodes,
+        checkpoint=chosen.path if chosen else "",
+        checkpoint_step=chosen.step if chosen else None,
+        memory_bytes=_more_memory(situation) if kind is ActionKind.RESTART_WITH_MORE_MEMORY else None,
+        note=f"incident {situation.incident.id}: {situation.diagnosis.fault}",
+    )
+
+
+def _names_nodes(kind: ActionKind) -> bool:
+    return kind is ActionKind.RESTART_EXCLUDING_NODE or kind.scope is Scope.NODE
+
+
+def _bad_nodes(situation: Situation) -> tuple[str, ...]:
+    """Suspects that the scheduler itself names: a node that only a log names is no target."""
+    suspects = [suspect.node for suspect in situation.diagnosis.suspects if suspect.node]
+    named = [*suspects, *situation.observation.bad_nodes]
+    return tuple(dict.fromkeys(node for node in named if node in situation.known_nodes))
+
+
+def _resume_point(situation: Situation, kind: ActionKind) -> Checkpoint | None:
+    newest = newest_good(situation.checkpoints)
+    if kind is not ActionKind.RESTART_FROM_EARLIER_CHECKPOINT or newest is None:
+        return newest
+    if situation.diagnosis.fault is FaultClass.CHECKPOINT_CORRUPTION:
+        return newest
+    older = tuple(c for c in situation.checkpoints or () if c.path != newest.path)
+    return newest_good(older) or newest
+
+
+def _more_memory(situation: Situation) -> int | None:
+    used = situation.observation.utilisation.memory_bytes
+    if used is None:
+        return None
+    wanted = int(used * situation.policy.limits.memory_factor)
+    ceiling = situation.policy.limits.memory_bytes
+    return wanted if ceiling is None else min(wanted, ceiling)
+
+
+def _set_aside(situation: Situation) -> list[Action]:
+    """Bad checkpoints that a training which looks for the newest itself would trip over."""
+    spec, incarnation = situation.job.checkpoints, situation.incident.incarnation
+    if spec is None or incarnation is None or spec.resume.by is not ResumeBy.NOTHING:
+        return []
+    chosen = newest_good(situation.checkpoints)
+    return [
+        Action(
+            kind=ActionKind.SET_ASIDE_CHECKPOINT,
+            incarnation=incarnation,
+            checkpoint=bad.path,
+            checkpoint_step=bad.step,
+            note=bad.problem,
+        )
+        for bad in bad_after(situation.checkpoints, chosen)
+    ]
+
+
+def _decide(situation: Situation, action: Action) -> Decision:
+    for check in (_possible, _safe, _within_budget, _automatics, _whitelist):
+        verdict, basis, would_allow = check(situation, action) or (None, "", "")
+        if verdict is not None:
+            return Decision(
+                action=action, verdict=verdict, basis=basis, would_allow=would_allow, at=situation.now
+            )
+    raise AssertionError("the whitelist always answers")
+
+
+_Said = tuple[Verdict, str, str] | None
+
+
+def _possible(situation: Situation, action: Action) -> _Said:
+    if action.kind not in situation.supported:
+        return Verdict.REFUSE, f"{situation.job.ref.scheduler} can't do {action.kind}", ""
+    if action.kind in situation.access.impossible:
+        why = situation.access.impossible[action.kind]
+        return Verdict.REFUSE, f"no right to: {why}", why
+    if _names_nodes(action.kind) and not action.nodes:
+        return Verdict.REFUSE, "the evidence names no node that the scheduler knows for this job", ""
+    return None
+
+
+def _safe(situation: Situation, action: Action) -> _Said:
+    incident, seen = situation.incident, situation.observation
+    early = incident.step is None and not situation.job.watching.recover_before_first_step
+    if action.kind.restarts and early:
+        return (
+            Verdict.REFUSE,
+            "it failed before its first step: an early failure is its owner's to fix",
+            "watching.recover_before_first_step = true",
+        )
+    if not _destroys(action, seen):
+        return None
+    sources = {source for signal in incident.signals for source in signal.sources}
+    if len(sources) < 2:
+        return (
+            Verdict.REFUSE,
+            f"only {len(sources)} independent signal: two are needed to stop a live job",
+            "",
+        )
+    return None
+
+
+def _destroys(action: Action, seen: Observation) -> bool:
+    """Whether it may end something that is still alive. A restart of a dead job destroys nothing."""
+    ends = action.kind.restarts or action.kind in {
+        ActionKind.CANCEL,
+        ActionKind.DELETE_POD,
+        ActionKind.SUSPEND,
+        ActionKind.REBOOT_NODE,
+    }
+    return ends and not seen.liveness.terminal
+
+
+def _within_budget(situation: Situation, action: Action) -> _Said:
+    if not action.kind.restarts:
+        return None
+    tried = tried_without_progress(situation)
+    limit = situation.policy.budgets.same_cause
+    if tried >= limit:
+        return (
+            Verdict.REFUSE,
+            f"the same error came back after {tried} fix attempt{'s' * (tried != 1)} without progress",
+            f"budgets.same_cause = {tried + 1}",
+        )
+    return None
+
+
+def tried_without_progress(situation: Situation) -> int:
+    """Count the fixes for this root cause since the job last got past one of its failures."""
+    count = 0
+    for record in situation.history:
+        if record.fingerprint != situation.diagnosis.fingerprint or record.acted_at is None:
+            continue
+        if record.progressed:
+            break
+        count += 1
+    return count
+
+
+def _automatics(situation: Situation, action: Action) -> _Said:
+    """Where the automatics stop and a person is asked, whatever the whitelist says."""
+    budgets, diagnosis = situation.policy.budgets, situation.diagnosis
+    since = situation.now - budgets.window
+    recent = sum(1 for r in situation.history if r.acted_at is not None and r.acted_at >= since)
+    widest = len(situation.excluded_nodes | set(action.nodes))
+    reasons = (
+        (
+            action.kind.restarts and recent >= budgets.restarts,
+            f"flapping: {recent} restarts in {budgets.window:.0f} s (budgets.restarts = {budgets.restarts})",
+        ),
+        (
+            bool(action.nodes) and widest > budgets.excluded_nodes,
+            f"blast radius: {widest} nodes left out (budgets.excluded_nodes = {budgets.excluded_nodes})",
+        ),
+        (
+            situation.alike_jobs >= budgets.storm_jobs,
+            f"storm: {situation.alike_jobs} jobs failed alike (budgets.storm_jobs = {budgets.storm_jobs})",
+        ),
+        (
+            diagnosis.confidence < CERTAIN_ENOUGH and _destroys(action, situation.observation),
+            f"the cause is not certain ({diagnosis.confidence:.2f} < {CERTAIN_ENOUGH})",
+        ),
+        (action.kind.scope is Scope.CLUSTER, "cluster scope is never automatic"),
+    )
+    for stops, why in reasons:
+        if stops:
+            return _ask(situation, action, why, "")
+    return None
+
+
+def _whitelist(situation: Situation, action: Action) -> _Said:
+    policy, fault = situation.policy, situation.diagnosis.fault
+    if action.kind in policy.refuse:
+        return Verdict.REFUSE, f'policy.refuse names "{action.kind}"', "take it out of policy.refuse"
+    if action.kind.scope is Scope.MONEY:
+        return (
+            Verdict.REFUSE,
+            "rented machines follow policy.teardown alone",
+            "teardown.destroy_on_fail = true",
+        )
+    for line in policy.allow:
+        if line.covers(action.kind, fault):
+            return Verdict.RUN, f"policy.{line}", ""
+    if policy.preset is Preset.AUTONOMOUS and action.kind.scope is Scope.JOB:
+        return Verdict.RUN, 'policy.preset = "autonomous" (job scope)', ""
+    return _ask(
+        situation, action, f'not whitelisted (policy.preset = "{policy.preset}")', _line(action, fault)
+    )
+
+
+def _ask(situation: Situation, action: Action, why: str, would_allow: str) -> tuple[Verdict, str, str]:
+    asks = situation.policy.preset is not Preset.OBSERVE and action.kind not in situation.policy.refuse
+    return (Verdict.ASK if asks else Verdict.REFUSE), why, would_allow
+
+
+def _line(action: Action, fault: FaultClass) -> str:
+    return f'policy.allow = [{{action = "{action.kind}", faults = ["{fault}"]}}]'
