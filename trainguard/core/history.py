@@ -57,16 +57,10 @@ class RecoveryRecord(Fact):
         if self.step_reached is None:
             return False
         return self.step_before is None or self.step_reached > self.step_before
+
     state: IncidentState
     detected_at: float = 0.0
     attempts: int = 0
-
-    @property
-    def progressed(self) -> bool:
-        """Whether the job got further than before the failure. Unknown progress never counts."""
-        if self.step_reached is None:
-            return False
-        return self.step_before is None or self.step_reached > self.step_before
 
 
 class NodeEvent(Fact):
