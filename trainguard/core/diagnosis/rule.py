@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -17,13 +18,24 @@ from trainguard.core.evidence import EvidenceKind
 from trainguard.core.fact import Fact
 from trainguard.core.verdict import FaultClass
 
+if TYPE_CHECKING:
+    from trainguard.core.diagnosis.matcher import Matcher
+
 _SCOPES = frozenset({"job", "node", "cluster", "workspace", "code", "data", "money"})
 
 
-def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+def _searched(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return _checked(patterns, searched=True)
+
+
+def _excluding(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return _checked(patterns, searched=False)
+
+
+def _checked(patterns: tuple[str, ...], *, searched: bool) -> tuple[str, ...]:
     for pattern in patterns:
         try:
-            check(pattern)
+            check(pattern, searched=searched)
         except PatternError as error:
             raise ValueError(str(error)) from error
     return patterns
@@ -36,7 +48,7 @@ class Near(Fact):
     within: int = Field(default=20, ge=0, le=1000)
     """Lines before or after."""
 
-    _patterns = field_validator("any_of")(_checked)
+    _patterns = field_validator("any_of")(_searched)
 
 
 class Value(Fact):
@@ -108,7 +120,8 @@ class Rule(Fact):
     hits: tuple[str, ...] = ()
     misses: tuple[str, ...] = ()
 
-    _patterns = field_validator("any_of", "none_of")(_checked)
+    _searched_for = field_validator("any_of")(_searched)
+    _excluded = field_validator("none_of")(_excluding)
 
     @field_validator("scope")
     @classmethod
@@ -170,6 +183,13 @@ class Catalogue:
     def by_id(self) -> Mapping[str, Rule]:
         """Look-up by id."""
         return self._by_id
+
+    @cached_property
+    def matcher(self) -> Matcher:
+        """All patterns as one matcher; built when first asked for."""
+        from trainguard.core.diagnosis.matcher import Matcher  # it needs the rules above
+
+        return Matcher(self)
 
     def __len__(self) -> int:
         return len(self._by_id)

@@ -1,0 +1,48 @@
+"""What to look at next where a diagnosis is not certain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from trainguard.core.diagnosis.candidate import Candidate
+from trainguard.core.diagnosis.scan import Scanned
+from trainguard.core.diagnosis.text import clean, head
+from trainguard.core.evidence import EvidenceKind
+
+_BAD_END = re.compile(
+    r"^(?:Traceback \(most recent call last\)|[\w.]*(?:Error|Exception)\b: |Fatal |FATAL|Segmentation fault|Killed\b|"
+    r"terminate called|\*\*\* SIG|Aborted|Bus error)|core dumped|exit(?:ed with)? (?:code|status):? ?-?[1-9]"
+)
+_ENOUGH = 0.75
+"""From this confidence on nothing more is asked for."""
+
+
+def ends_badly(scanned: Sequence[Scanned]) -> bool:
+    """Whether the last lines of a stream hold words of a crash that no rule knows."""
+    return any(
+        _BAD_END.search(head(clean(raw)).body) is not None
+        for one in scanned
+        for raw in one.tail[-8192:].split(b"\n")[-60:]
+    )
+
+
+def look_next(root: Candidate | None, confidence: float, scanned: Sequence[Scanned]) -> tuple[str, ...]:
+    """The sources that would settle it, the most telling first."""
+    if root is not None and confidence >= _ENOUGH:
+        return ()
+    kinds = {one.stream.kind for one in scanned}
+    asked = []
+    if root is not None and root.rule.cascade:
+        asked.append("The log of the rank that failed first: this one shows only what the others saw of it.")
+    if root is not None and root.hearsay:
+        asked.append("The node's own kernel log: the job's log only repeats such a line.")
+    if EvidenceKind.KERNEL not in kinds:
+        asked.append("The kernel log of the job's nodes (`dmesg -T`): Xid, OOM killer, file system errors.")
+    if EvidenceKind.ACCOUNTING not in kinds and EvidenceKind.STATUS not in kinds:
+        asked.append("What the scheduler says: state, exit code, signal, whether memory killed it.")
+    if EvidenceKind.STACKS not in kinds and root is None:
+        asked.append("Stacks of the processes, if they still live (`py-spy dump`).")
+    if root is None:
+        asked.append("The log of every rank, not of rank 0 alone, and its last lines above all.")
+    return tuple(asked)

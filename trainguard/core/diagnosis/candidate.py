@@ -1,0 +1,157 @@
+"""Rules that fitted lines, with what speaks for and against each as the root."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from trainguard.core.diagnosis.echo import Echo
+from trainguard.core.diagnosis.rule import Catalogue, FactsMatch, Rule
+from trainguard.core.diagnosis.scan import Hit, Scanned
+from trainguard.core.diagnosis.steps import Point, advanced
+from trainguard.core.diagnosis.timeline import Timeline
+from trainguard.core.evidence import EvidenceKind
+from trainguard.core.observation import Liveness, Observation
+
+_STEPS_THAT_PROVE = 3
+"""Steps after a scare line that show it was survived: fewer may be another rank's, or a late buffer."""
+SYMPTOM = 80
+"""Catalogue ranks from here on are symptoms."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One rule, its lines, and where it stands."""
+
+    rule: Rule
+    hits: list[Hit] = field(default_factory=list)
+    """Those that count, the earliest first."""
+    count: int = 0
+    survived: bool = False
+    echo: bool = False
+    fact: str = ""
+    """What the scheduler says, where it is that which fits."""
+    when: float | None = None
+
+    @property
+    def first(self) -> Hit | None:
+        """The earliest line."""
+        return self.hits[0] if self.hits else None
+
+    @property
+    def tier(self) -> int:
+        """0 may be a root, 1 is too common to stand beside one, 2 follows from one."""
+        if self.rule.cascade:
+            return 2
+        return 1 if self.rule.weak or self.rule.rank >= SYMPTOM else 0
+
+    @property
+    def hearsay(self) -> bool:
+        """Whether all its lines are the kernel's words in a text that the job itself could write."""
+        return bool(self.hits) and all(_hearsay(hit) for hit in self.hits)
+
+
+def _hearsay(hit: Hit) -> bool:
+    return (hit.kernel or "NVRM:" in hit.text) and hit.rule.scope == "node" and _KIND[hit.stream_kind]
+
+
+_KIND = {kind: kind in (EvidenceKind.LOG, EvidenceKind.STACKS) for kind in EvidenceKind}
+
+
+def gather(
+    scanned: Sequence[Scanned], catalogue: Catalogue, timeline: Timeline, observation: Observation | None
+) -> list[Candidate]:
+    """All candidates, in no order that matters."""
+    by_rule: dict[str, list[Hit]] = {}
+    for one in scanned:
+        for hit in one.hits():
+            if _in_place(hit, one):
+                by_rule.setdefault(hit.rule.id, []).append(hit)
+    found = []
+    for name, hits in by_rule.items():
+        rule = catalogue.by_id[name]
+        count = sum(one.count(name) for one in scanned)
+        found += _judged(rule, hits, count, scanned, timeline)
+    return found + _by_facts(catalogue, observation, {c.rule.id for c in found})
+
+
+def _in_place(hit: Hit, one: Scanned) -> bool:
+    rule = hit.rule
+    if rule.near is not None and not one.close_by(hit, rule.near):
+        return False
+    return rule.not_near is None or not one.close_by(hit, rule.not_near)
+
+
+def _judged(
+    rule: Rule, hits: list[Hit], count: int, scanned: Sequence[Scanned], timeline: Timeline
+) -> list[Candidate]:
+    """The rule as it stands, and where no line stands, as it would."""
+    real = [hit for hit in hits if hit.echo is None]
+    if real and count < rule.at_least:
+        return []
+    standing = [
+        hit for hit in real if not (rule.survivable and _survived(hit, scanned[hit.stream], timeline))
+    ]
+    if standing:
+        return [_candidate(rule, standing, count, timeline)]
+    if real:
+        candidate = _candidate(rule, real, count, timeline)
+        candidate.survived = True
+        return [candidate]
+    framed = [hit for hit in hits if hit.echo is Echo.FRAME]
+    if framed:
+        candidate = _candidate(rule, framed, len(framed), timeline)
+        candidate.echo = True
+        return [candidate]
+    return []
+
+
+def _candidate(rule: Rule, hits: list[Hit], count: int, timeline: Timeline) -> Candidate:
+    timed = [(timeline.when(hit), hit) for hit in hits]
+    timed.sort(key=lambda pair: (pair[0] is None, pair[0] or 0.0, pair[1].stream, pair[1].line))
+    return Candidate(rule, [hit for _, hit in timed], max(count, 1), when=timed[0][0])
+
+
+def _survived(hit: Hit, one: Scanned, timeline: Timeline) -> bool:
+    after = [point for point in one.progress if point.line > hit.line and _later(point, hit, timeline)]
+    own = [point for point in after if point.rank == hit.rank]
+    return advanced(own or after, _STEPS_THAT_PROVE)
+
+
+def _later(point: Point, hit: Hit, timeline: Timeline) -> bool:
+    """By the stamps, where both have one: output that was kept back in a buffer proves nothing."""
+    said, seen = timeline.wall(point.stamp), timeline.wall(hit.stamp)
+    return said is None or seen is None or said >= seen - 1.0
+
+
+def _by_facts(catalogue: Catalogue, observation: Observation | None, known: set[str]) -> list[Candidate]:
+    if observation is None or observation.liveness is Liveness.SUCCEEDED:
+        return []
+    found = []
+    for rule in catalogue.rules:
+        said = "" if rule.facts is None else fits(rule.facts, observation)
+        if said and rule.id not in known:
+            found.append(Candidate(rule, count=1, fact=said))
+    return found
+
+
+def fits(facts: FactsMatch, observation: Observation) -> str:
+    """What the scheduler says that fits all of the facts; empty where one does not."""
+    said = []
+    if facts.oom_killed is not None:
+        if observation.oom_killed is not facts.oom_killed:
+            return ""
+        said.append("OOM-killed")
+    for wanted, actual, label in (
+        (facts.exit_code, observation.exit_code, "exit code"),
+        (facts.exit_signal, observation.exit_signal, "signal"),
+    ):
+        if wanted:
+            if actual not in wanted:
+                return ""
+            said.append(f"{label} {actual}")
+    if facts.native:
+        if observation.native.lower() not in {word.lower() for word in facts.native}:
+            return ""
+        said.append(observation.native)
+    return ", ".join(said)

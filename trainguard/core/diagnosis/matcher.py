@@ -1,0 +1,154 @@
+"""The whole catalogue as one matcher: literals find the lines, expressions decide."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from trainguard.core.diagnosis.echo import Echo, echo_of
+from trainguard.core.diagnosis.finder import Finder, finder
+from trainguard.core.diagnosis.pattern import required_literals
+from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
+from trainguard.core.diagnosis.text import Head
+from trainguard.core.evidence import EvidenceKind
+
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One rule on one line."""
+
+    rule: Rule
+    groups: Mapping[str, str]
+    echo: Echo | None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A line that some rule wants near."""
+
+    rule: Rule
+    near: Near
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    rule: Rule
+    near: Near | None
+    pattern: str
+
+
+class Matcher:
+    """Finds which rules a line fits. Built once per catalogue."""
+
+    def __init__(self, catalogue: Catalogue, *, native: bool | None = None) -> None:
+        self.catalogue = catalogue
+        self._native = native
+        self._compiled: dict[str, re.Pattern[str]] = {}
+        self._entries: dict[str, list[_Entry]] = {}
+        for rule in catalogue.rules:
+            for pattern in rule.any_of:
+                self._add(_Entry(rule, None, pattern))
+            for near in (rule.near, rule.not_near):
+                for pattern in near.any_of if near else ():
+                    self._add(_Entry(rule, near, pattern))
+        self._literals = sorted(self._entries)
+        self._by_set: dict[frozenset[int], tuple[_Entry, ...]] = {}
+
+    def _add(self, entry: _Entry) -> None:
+        for literal in required_literals(entry.pattern):
+            self._entries.setdefault(literal, []).append(entry)
+
+    @cached_property
+    def finder(self) -> Finder:
+        """Finds the literals; made when first asked for."""
+        return finder(self._literals, native=self._native)
+
+    def _expression(self, pattern: str) -> re.Pattern[str]:
+        found = self._compiled.get(pattern)
+        if found is None:
+            found = self._compiled[pattern] = re.compile(pattern)
+        return found
+
+    def _candidates(self, literals: frozenset[int]) -> tuple[_Entry, ...]:
+        found = self._by_set.get(literals)
+        if found is None:
+            entries: dict[tuple[str, int, str], _Entry] = {}
+            for index in sorted(literals):
+                for entry in self._entries[self._literals[index]]:
+                    entries[entry.rule.id, id(entry.near), entry.pattern] = entry
+            found = tuple(entries.values())
+            if len(self._by_set) < _MEMO:
+                self._by_set[literals] = found
+        return found
+
+    def match(
+        self, literals: frozenset[int], head: Head, text: str, before: Callable[[], str], kind: EvidenceKind
+    ) -> tuple[list[Match], list[Neighbour]]:
+        """The rules that fit a line, and the rules that wanted such a line near."""
+        matches: dict[str, Match] = {}
+        neighbours: list[Neighbour] = []
+        for entry in self._candidates(literals):
+            if entry.near is not None:
+                if self._search(entry.pattern, head, text) is not None:
+                    neighbours.append(Neighbour(entry.rule, entry.near))
+            elif kind in entry.rule.sources and (
+                entry.rule.id not in matches or matches[entry.rule.id].echo is not None
+            ):
+                match = self._match(entry, head, text, before)
+                if match is not None:
+                    matches[entry.rule.id] = match
+        return list(matches.values()), neighbours
+
+    def _search(self, pattern: str, head: Head, text: str) -> re.Match[str] | None:
+        expression = self._expression(pattern)
+        found = expression.search(head.body)
+        if found is None and len(head.body) != len(text):
+            found = expression.search(text)
+        return found
+
+    def _match(self, entry: _Entry, head: Head, text: str, before: Callable[[], str]) -> Match | None:
+        rule = entry.rule
+        found = self._search(entry.pattern, head, text)
+        if found is None or (rule.value is not None and not _holds(rule.value, found)):
+            return None
+        if any(self._expression(p).search(text) for p in rule.none_of):
+            return None
+        shift = 0 if found.string is head.body else len(text) - len(head.body)
+        start, end = max(0, found.start() - shift), max(0, found.end() - shift)
+        groups = {name: value for name, value in found.groupdict().items() if value}
+        return Match(rule, groups, echo_of(head.body, start, end, before()))
+
+
+_MEMO = 4096
+"""Sets of literals whose candidate rules are kept."""
+
+
+def _holds(value: Value, found: re.Match[str]) -> bool:
+    word = found[value.group]
+    if word is None:
+        return False
+    if value.equals and word.strip().lower() in {v.lower() for v in value.equals}:
+        return True
+    number = _number(word)
+    if number is None:
+        return False
+    if value.finite is not None and math.isfinite(number) is value.finite:
+        return True
+    if value.above is not None and number > value.above:
+        return True
+    return value.below is not None and number < value.below
+
+
+def _number(word: str) -> float | None:
+    text = word.strip().lower().replace(",", "")
+    if "nan" in text:
+        return math.nan
+    if "inf" in text:
+        return math.inf
+    found = _NUMBER.search(text)
+    return float(found.group()) if found else None

@@ -1,0 +1,251 @@
+"""One pass over one stream: which rules fit which lines, and where the training moved."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from trainguard.core.diagnosis.echo import Echo
+from trainguard.core.diagnosis.matcher import Matcher
+from trainguard.core.diagnosis.rule import Near, Rule
+from trainguard.core.diagnosis.steps import Point, points
+from trainguard.core.diagnosis.stream import LINE_LIMIT, Chunk, Stream, chunks
+from trainguard.core.diagnosis.text import Stamp, clean, head
+from trainguard.core.diagnosis.traceback import EXCEPTION, owners_frame
+from trainguard.core.evidence import EvidenceKind
+
+_KEPT = 4
+"""Hits of one rule, rank and node that are kept from the beginning, and as many from the end."""
+_KEYS = 20_000
+"""Rules times ranks that are kept apart."""
+_AT_ONCE = 2_000
+"""Lines with the same literals that are looked at as they come; later ones only if they are the last."""
+_LAST = 128
+_REGION = 1 << 16
+"""Bytes at the beginning and the end of a stream whose every progress line is read."""
+_SAMPLE = 1 << 11
+"""Bytes at the end of each chunk whose progress lines are read."""
+_STAMP_LINES = 40
+"""Lines before an unstamped one in which a stamp is sought."""
+_LOOKBACK = 1 << 14
+"""Bytes before an exception in which its traceback is sought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One line that fits a rule."""
+
+    rule: Rule
+    stream: int
+    line: int
+    text: str
+    rank: int | None
+    node: str
+    stamp: Stamp | None
+    kernel: bool
+    groups: Mapping[str, str]
+    echo: Echo | None
+    stream_kind: EvidenceKind
+    code: str = ""
+
+
+@dataclass(slots=True)
+class _Kept:
+    first: list[Hit] = field(default_factory=list)
+    last: deque[Hit] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    count: int = 0
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What one stream holds."""
+
+    stream: Stream
+    index: int
+    lines: int = 0
+    size: int = 0
+    kept: dict[tuple[str, int | None, str, bool], _Kept] = field(default_factory=dict)
+    near: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
+    progress: list[Point] = field(default_factory=list)
+    tail: bytes = b""
+    ranks: set[int] = field(default_factory=set)
+
+    def hits(self) -> Iterator[Hit]:
+        """The hits that were kept, in the order of their lines within each key."""
+        for kept in self.kept.values():
+            yield from kept.first
+            yield from kept.last
+
+    def count(self, rule: str) -> int:
+        """How many lines fitted a rule."""
+        return sum(k.count for key, k in self.kept.items() if key[0] == rule and not key[3])
+
+    def close_by(self, hit: Hit, near: Near) -> bool:
+        """Whether a line that `near` wants is close enough to a hit."""
+        lines = self.near.get((hit.rule.id, id(near)), ())
+        return any(abs(line - hit.line) <= near.within for line in lines)
+
+
+def scan(stream: Stream, index: int, matcher: Matcher) -> Scanned:
+    """Read a stream once."""
+    return _Scanner(stream, index, matcher).run()
+
+
+class _Scanner:
+    def __init__(self, stream: Stream, index: int, matcher: Matcher) -> None:
+        self._matcher = matcher
+        self._found = Scanned(stream, index)
+        self._seen: dict[frozenset[int], int] = {}
+        self._waiting: dict[frozenset[int], deque[tuple[int, bytes, bytes]]] = {}
+        self._previous = b""
+
+    def run(self) -> Scanned:
+        found = self._found
+        for chunk in chunks(found.stream.blocks):
+            if not found.size:
+                found.progress += points(chunk.data[:_REGION], chunk.first_line)
+            else:
+                self._sample(chunk)
+            self._chunk(chunk)
+            found.size += len(chunk.data)
+            found.lines = chunk.first_line + chunk.data.count(b"\n")
+            self._previous = (self._previous + chunk.data[-_REGION:])[-_REGION:]
+        self._finish()
+        return found
+
+    def _sample(self, chunk: Chunk) -> None:
+        tail = chunk.data[-_SAMPLE:]
+        line = chunk.first_line + chunk.data.count(b"\n") - tail.count(b"\n")
+        if tail:
+            self._found.progress += points(tail, line)[-_KEPT:]
+
+    def _finish(self) -> None:
+        found = self._found
+        found.tail = self._previous
+        for literals, waiting in self._waiting.items():
+            for number, raw, before in waiting:
+                self._line(literals, number, raw, before)
+        if found.size > _REGION:
+            tail = found.tail[found.tail.find(b"\n") + 1 :]
+            first = found.lines - tail.count(b"\n")
+            read = {point.line for point in found.progress}
+            found.progress += [p for p in points(tail, first) if p.line not in read]
+            found.progress.sort(key=lambda point: point.line)
+
+    def _chunk(self, chunk: Chunk) -> None:
+        data = chunk.data
+        number, counted = chunk.first_line, 0
+        start, end = 0, -1
+        literals: set[int] = set()
+        for offset, literal in self._matcher.finder.find(data):
+            if offset <= end:
+                literals.add(literal)
+                continue
+            if literals:
+                self._candidate(frozenset(literals), number, data, start, end)
+            start, end = _bounds(data, offset)
+            number += data.count(b"\n", counted, start)
+            counted = start
+            literals = {literal}
+        if literals:
+            self._candidate(frozenset(literals), number, data, start, end)
+
+    def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
+        seen = self._seen.get(literals, 0) + 1
+        self._seen[literals] = seen
+        raw = data[start:end]
+        before = data[max(0, start - _LOOKBACK) : start]
+        if start < _LOOKBACK and self._previous:
+            before = self._previous[start - _LOOKBACK :] + before
+        if seen <= _AT_ONCE:
+            self._line(literals, number, raw, before)
+        else:
+            waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
+            waiting.append((number, raw, before[-512:]))
+
+    def _line(self, literals: frozenset[int], number: int, raw: bytes, before: bytes) -> None:
+        text = clean(raw)
+        if not text:
+            return
+        line = head(text)
+        matches, neighbours = self._matcher.match(
+            literals, line, text, lambda: _message_before(before), self._found.stream.kind
+        )
+        for neighbour in neighbours:
+            key = (neighbour.rule.id, id(neighbour.near))
+            self._found.near.setdefault(key, deque(maxlen=1024)).append(number)
+        healthy = [match for match in matches if match.rule.healthy]
+        for match in healthy or matches:
+            code, stamp = "", line.stamp
+            if stamp is None:
+                stamp = _stamp_before(before, line.rank)
+            if EXCEPTION.match(line.body) or match.rule.scope == "code":
+                code = owners_frame(_messages(before, line.rank))
+            self._keep(
+                Hit(
+                    match.rule,
+                    self._found.index,
+                    number,
+                    text[:2000],
+                    line.rank,
+                    line.node,
+                    stamp,
+                    line.kernel,
+                    match.groups,
+                    match.echo,
+                    self._found.stream.kind,
+                    code,
+                )
+            )
+
+    def _keep(self, hit: Hit) -> None:
+        found = self._found
+        key = (hit.rule.id, hit.rank, hit.node, hit.echo is not None)
+        kept = found.kept.get(key)
+        if kept is None:
+            if len(found.kept) >= _KEYS:
+                return
+            kept = found.kept[key] = _Kept()
+        kept.count += 1
+        if len(kept.first) < _KEPT:
+            kept.first.append(hit)
+        else:
+            kept.last.append(hit)
+
+
+def _bounds(data: bytes, offset: int) -> tuple[int, int]:
+    """The line around a hit that ends at `offset`, at most twice the line limit long."""
+    low = max(0, offset - LINE_LIMIT)
+    start = max(data.rfind(b"\n", low, offset - 1), data.rfind(b"\r", low, offset - 1)) + 1
+    end = data.find(b"\n", offset - 1, offset + LINE_LIMIT)
+    if end < 0:
+        end = min(len(data), offset + LINE_LIMIT)
+    turn = data.find(b"\r", offset - 1, end)
+    return max(start, low), turn if turn >= 0 else end
+
+
+def _message_before(before: bytes) -> str:
+    lines = before[-2048:].rstrip(b"\r\n").rsplit(b"\n", 1)
+    return head(clean(lines[-1])).body
+
+
+def _stamp_before(before: bytes, rank: int | None) -> Stamp | None:
+    """The time of the last stamped line before one without a stamp (a traceback's)."""
+    for raw in reversed(before[-4096:].rsplit(b"\n", _STAMP_LINES)):
+        line = head(clean(raw))
+        if line.stamp is not None and line.rank == rank:
+            return line.stamp
+    return None
+
+
+def _messages(before: bytes, rank: int | None) -> list[str]:
+    """The messages of one rank before a line, oldest first."""
+    found = []
+    for raw in before.split(b"\n")[1:] if len(before) >= _LOOKBACK else before.split(b"\n"):
+        text = clean(raw)
+        if text:
+            line = head(text)
+            if line.rank == rank:
+                found.append(line.body)
+    return found
