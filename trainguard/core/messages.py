@@ -1,0 +1,281 @@
+"""What people are told: messages as facts, before any channel's markup.
+
+The names of jobs and all text out of logs are untrusted: a message keeps them in fields, body and excerpt, and the
+renderers in `message_formats` see to it that they stay text.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from trainguard.core.action import ActionKind
+from trainguard.core.decision import ApprovalRequest, Plan, Verdict
+from trainguard.core.fact import Fact
+from trainguard.core.incident import Incident, IncidentState
+from trainguard.core.job import Job
+from trainguard.core.verdict import Diagnosis
+
+EXCERPT_LINES = 12
+
+
+class MessageKind(StrEnum):
+    """What a message is about. Stable contract: stored in ledgers, counted against alert limits."""
+
+    OPENED = "opened"
+    APPROVAL = "approval"
+    ENDED = "ended"
+    BLIND = "blind"
+    SIGHTED = "sighted"
+
+
+class Severity(StrEnum):
+    """How much a message wants attention."""
+
+    INFO = "info"
+    GOOD = "good"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Link(Fact):
+    """Where to go. `url` comes from our own settings or from Prefect, never from a log."""
+
+    label: str
+    url: str
+
+
+class Message(Fact):
+    """One thing to tell, free of markup."""
+
+    kind: MessageKind
+    severity: Severity
+    title: str
+    fields: tuple[tuple[str, str], ...] = ()
+    """Name and value, in order."""
+    body: str = ""
+    """Sentences, one a line."""
+    excerpt: str = ""
+    """Lines out of logs, masked."""
+    commands: tuple[str, ...] = ()
+    """What to type."""
+    links: tuple[Link, ...] = ()
+
+
+def incident_opened(
+    job: Job,
+    incident: Incident,
+    diagnosis: Diagnosis | None,
+    *,
+    status: str = "",
+    links: tuple[Link, ...] = (),
+) -> Message:
+    """Tell that a job failed. `status` is the scheduler's own word where there is one."""
+    return Message(
+        kind=MessageKind.OPENED,
+        severity=Severity.CRITICAL,
+        title=f"Job failure: {job.name}",
+        fields=_job_fields(job, incident, status or _first_signal(incident)),
+        body="\n".join(
+            _report(diagnosis) if diagnosis else (_signal_details(incident), "The cause is being looked for.")
+        ),
+        excerpt=_excerpt(diagnosis),
+        commands=(f"trainguard incidents {incident.id}",),
+        links=links,
+    )
+
+
+def approval_needed(
+    job: Job,
+    incident: Incident,
+    diagnosis: Diagnosis,
+    request: ApprovalRequest,
+    *,
+    links: tuple[Link, ...] = (),
+) -> Message:
+    """Ask for a decision. `links` should hold the page of the paused run."""
+    body = (
+        *_report(diagnosis),
+        "",
+        "Waits for a decision on:",
+        *_steps(request.plan, {Verdict.RUN, Verdict.ASK}),
+        f"Without an answer until {moment(request.deadline)} nothing is done.",
+    )
+    return Message(
+        kind=MessageKind.APPROVAL,
+        severity=Severity.WARNING,
+        title=f"Approval needed: {job.name}",
+        fields=_job_fields(job, incident, "awaiting approval"),
+        body="\n".join(body),
+        excerpt=_excerpt(diagnosis),
+        commands=(f"trainguard approve {request.id}",),
+        links=links,
+    )
+
+
+def incident_ended(
+    job: Job,
+    incident: Incident,
+    diagnosis: Diagnosis | None,
+    plan: Plan | None = None,
+    *,
+    links: tuple[Link, ...] = (),
+) -> Message:
+    """Tell how it ended. For an unrecoverable one `plan` says what would have been done and what would allow it."""
+    recovered = incident.state is IncidentState.RECOVERED
+    body = [
+        incident.outcome or f"The incident is {incident.state}.",
+        *(_report(diagnosis) if diagnosis else ()),
+    ]
+    if recovered:
+        body += _recovery_times(incident)
+    elif incident.state is IncidentState.UNRECOVERABLE and plan and plan.steps:
+        body += ["", "Would have been done:", *_steps(plan, set(Verdict)), *_permissions(plan)]
+    return Message(
+        kind=MessageKind.ENDED,
+        severity=_END_SEVERITY.get(incident.state, Severity.INFO),
+        title=f"{_END_TITLE.get(incident.state, 'Incident closed')}: {job.name}",
+        fields=_job_fields(job, incident, incident.state.value),
+        body="\n".join(body),
+        excerpt="" if recovered else _excerpt(diagnosis),
+        commands=(f"trainguard incidents {incident.id}",),
+        links=links,
+    )
+
+
+def sight_lost(job: Job, *, since: float, detail: str, links: tuple[Link, ...] = ()) -> Message:
+    """Tell that nothing can be read about a job: it may be healthy, and nothing will be done to it."""
+    return Message(
+        kind=MessageKind.BLIND,
+        severity=Severity.WARNING,
+        title=f"Can't see the job: {job.name}",
+        fields=(*_identity(job), ("Blind since", moment(since))),
+        body=f"{detail}\nThe job's state is unknown. Nothing will be done to it until it can be seen again.",
+        commands=("trainguard doctor",),
+        links=links,
+    )
+
+
+def sight_recovered(job: Job, *, at: float, blind_for: float, links: tuple[Link, ...] = ()) -> Message:
+    """Tell that the job can be read again. `blind_for` in seconds."""
+    return Message(
+        kind=MessageKind.SIGHTED,
+        severity=Severity.GOOD,
+        title=f"Can see the job again: {job.name}",
+        fields=(*_identity(job), ("Time", moment(at))),
+        body=f"It could not be seen for {span(blind_for)}.",
+        links=links,
+    )
+
+
+def moment(at: float) -> str:
+    """Write a time (seconds since the epoch) as `2026-01-02 03:04:05 UTC`; an impossible one as its number."""
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, OSError, ValueError):
+        return str(at)
+
+
+def span(seconds: float) -> str:
+    """Write a duration as its two largest units, such as `2 h 5 min`."""
+    whole = max(0, round(seconds))
+    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit} {rest} {name}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+_END_SEVERITY = {
+    IncidentState.RECOVERED: Severity.GOOD,
+    IncidentState.UNRECOVERABLE: Severity.CRITICAL,
+    IncidentState.DISMISSED: Severity.INFO,
+}
+_END_TITLE = {
+    IncidentState.RECOVERED: "Recovered",
+    IncidentState.UNRECOVERABLE: "Not recoverable",
+    IncidentState.DISMISSED: "Incident dismissed",
+}
+
+
+def _identity(job: Job) -> tuple[tuple[str, str], ...]:
+    project = (("Project", job.project),) if job.project else ()
+    return (*project, ("Job name", job.name), ("Type", job.kind), ("Job", job.key))
+
+
+def _job_fields(job: Job, incident: Incident, status: str) -> tuple[tuple[str, str], ...]:
+    run = incident.incarnation
+    uid = (run.native_id or run.token) if run else "unknown"
+    fields = [*_identity(job), ("Status", status)]
+    fields += [("Time", moment(incident.failed_at or incident.detected_at)), ("UID", uid)]
+    if run:
+        fields.append(("Attempt", str(run.attempt)))
+    if incident.step is not None:
+        fields.append(("Step", str(incident.step)))
+    return (*fields, ("Incident", incident.id))
+
+
+def _first_signal(incident: Incident) -> str:
+    return incident.signals[0].kind.value if incident.signals else "unknown"
+
+
+def _signal_details(incident: Incident) -> str:
+    return "\n".join(signal.detail for signal in incident.signals) or "No signal was recorded."
+
+
+def _report(diagnosis: Diagnosis) -> tuple[str, ...]:
+    rule = f", rule {diagnosis.rule}" if diagnosis.rule else ""
+    lines = [
+        f"Cause: {diagnosis.cause}",
+        f"Class: {diagnosis.fault.value} ({diagnosis.confidence:.0%} sure, by {diagnosis.by.value}{rule})",
+    ]
+    if diagnosis.code_location:
+        lines.append(f"Where: {diagnosis.code_location}")
+    suspects = ", ".join(
+        filter(None, (_suspect(who.rank, who.node, who.device) for who in diagnosis.suspects))
+    )
+    if suspects:
+        lines.append(f"Suspects: {suspects}")
+    lines += [f"Look next: {hint}" for hint in diagnosis.look_next[:3]]
+    if diagnosis.model_opinion:
+        lines.append(f"The language model disagrees: {diagnosis.model_opinion}")
+    return tuple(lines)
+
+
+def _suspect(rank: int | None, node: str, device: str) -> str:
+    return " ".join(filter(None, ("" if rank is None else f"rank {rank}", node and f"node {node}", device)))
+
+
+def _excerpt(diagnosis: Diagnosis | None) -> str:
+    if diagnosis is None:
+        return ""
+    cited = diagnosis.citations[:EXCERPT_LINES]
+    return "\n".join(f"{line.source.name}:{line.line or '?'}: {line.text}" for line in cited)
+
+
+def _steps(plan: Plan, verdicts: set[Verdict]) -> list[str]:
+    return [
+        f"{number}. {_action(step.action.kind, step.action.nodes)} ({step.verdict.value}: {step.basis})"
+        for number, step in enumerate((step for step in plan.steps if step.verdict in verdicts), 1)
+    ]
+
+
+def _action(kind: ActionKind, nodes: tuple[str, ...]) -> str:
+    return f"{kind.value} {', '.join(nodes)}".rstrip()
+
+
+def _permissions(plan: Plan) -> list[str]:
+    allowing = [step.would_allow for step in plan.steps if step.would_allow]
+    return ["The policy line that would allow it:", *dict.fromkeys(allowing)] if allowing else []
+
+
+def _recovery_times(incident: Incident) -> list[str]:
+    start = incident.failed_at or incident.detected_at
+    times = [f"Seen after {span(incident.detected_at - start)}."]
+    if incident.acted_at is not None:
+        times.append(f"Acted after {span(incident.acted_at - start)}.")
+    if incident.recovered_at is not None:
+        times.append(f"Progress verified after {span(incident.recovered_at - start)}.")
+    if incident.step is not None and incident.checkpoint_step is not None:
+        times.append(f"Steps computed again: {max(0, incident.step - incident.checkpoint_step)}.")
+    return [" ".join(times)]
