@@ -190,8 +190,9 @@ def _possible(situation: Situation, action: Action) -> _Said:
 
 def _safe(situation: Situation, action: Action) -> _Said:
     incident, seen = situation.incident, situation.observation
-    early = incident.step is None and not situation.job.watching.recover_before_first_step
-    if action.kind.restarts and early:
+    begun = incident.step is not None or newest_good(situation.checkpoints) is not None
+    wanted = begun or situation.job.watching.recover_before_first_step
+    if action.kind.restarts and not wanted:
         return (
             Verdict.REFUSE,
             "it failed before its first step: an early failure is its owner's to fix",

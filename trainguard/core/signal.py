@@ -27,14 +27,8 @@ class SignalKind(StrEnum):
 
     @property
     def opens_incident(self) -> bool:
-        """Whether it starts a diagnosis."""
-        return self in {
-            SignalKind.CRASH,
-            SignalKind.STALL,
-            SignalKind.NUMERICAL,
-            SignalKind.STUCK,
-            SignalKind.EARLY_STOP,
-        }
+        """Whether it starts a diagnosis. The others are told and watched."""
+        return self in {SignalKind.CRASH, SignalKind.STALL, SignalKind.NUMERICAL, SignalKind.STUCK}
 
 
 class Signal(Fact):

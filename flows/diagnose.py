@@ -1,0 +1,31 @@
+"""Finding the root cause of one incident."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from trainguard.core.incident import IncidentState
+from trainguard.tasks.act import durably
+from trainguard.tasks.advise import ask_advisor
+from trainguard.tasks.collect import collect_evidence, find_root_cause
+from trainguard.tasks.context import current_guard
+from trainguard.tasks.incidents import the_incident
+from trainguard.tasks.report import show_incident_report
+from trainguard.tasks.tell import tell_opened
+
+
+@flow(
+    name="diagnose", flow_run_name="diagnose {incident_id}", persist_result=False, validate_parameters=False
+)
+async def diagnose(incident_id: str) -> None:
+    """Collect evidence, find the root cause, ask the model only where rules can't tell, publish the report."""
+    context = current_guard()
+    incident = await the_incident(context, incident_id)
+    evidence = await collect_evidence(incident)
+    found = await find_root_cause(incident, evidence)
+    found = await ask_advisor(incident, found, evidence)
+    await durably(context.ledger.add_diagnosis, context.lease, incident.id, found, context.clock())
+    incident = incident.advanced(IncidentState.DIAGNOSED, fingerprint=found.fingerprint)
+    await durably(context.ledger.update_incident, context.lease, incident)
+    await show_incident_report(incident.id)
+    await tell_opened(incident, found)

@@ -1,0 +1,136 @@
+"""Guarding one job: watch, check, and on a failure diagnose and recover."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from trainguard.blocks.clusters import Cluster, as_block
+from trainguard.blocks.language_model import LanguageModel
+from trainguard.blocks.notifier import Notifier
+from trainguard.core.cadence import Cadence
+from trainguard.core.errors import AccessRefusedError, LeaseHeldError, NotFoundError, UnreachableError
+from trainguard.core.job import Job
+from trainguard.core.policy import Policy
+from trainguard.flows.diagnose import diagnose
+from trainguard.flows.recover import recover
+from trainguard.tasks.check import check
+from trainguard.tasks.context import GuardContext
+from trainguard.tasks.duty import on_duty
+from trainguard.tasks.incidents import open_incident, unfinished_incidents
+from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect_answers, show_status
+from trainguard.tasks.report import show_guard_page
+from trainguard.tasks.succession import call_successor
+from trainguard.tasks.tell import tell_signals
+from trainguard.tasks.wait import ending, time_is_up, wait_for_news
+
+logger = logging.getLogger(__name__)
+
+ASSIST = Policy()
+CADENCE = Cadence()
+
+
+@flow(name="guard", flow_run_name="guard {job.name}", persist_result=False)
+async def guard(
+    job: Job,
+    cluster: Cluster,
+    policy: Policy = ASSIST,
+    until: datetime | None = None,
+    minutes: float | None = None,
+    take_over: bool = False,
+    cadence: Cadence = CADENCE,
+    notifiers: list[Notifier] | None = None,
+    model: LanguageModel | None = None,
+    checks_a_run: int = 2000,
+) -> State[Any]:
+    """Watch one job until it ends, `until` is reached or `minutes` are over; recover it by the policy.
+
+    The job itself is never touched when the guard ends or is cancelled.
+    """
+    deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
+    run_id = flow_run.id or ""
+    try:
+        block = await as_block(cluster)
+        async with on_duty(
+            job,
+            block,
+            policy,
+            flow_run_id=run_id,
+            take_over=take_over,
+            notifiers=notifiers or (),
+            model=model,
+        ) as context:
+            return await _stand_guard(context, cadence, deadline, checks_a_run)
+    except (AccessRefusedError, UnreachableError, NotFoundError) as problem:
+        remedy = getattr(problem, "remedy", "")
+        return Failed(name="CredentialError", message=f"{problem}{'; ' * bool(remedy)}{remedy}")
+    except LeaseHeldError as problem:
+        return Failed(name="Refused", message=str(problem))
+    except GuardCancelledError:
+        return Cancelled(message="cancelled in Prefect; the job goes on")
+
+
+async def _stand_guard(
+    context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
+) -> State[Any]:
+    await _show(context, "Enabled")
+    for incident_id in await unfinished_incidents(context):
+        await _handle(context, incident_id)
+    while True:
+        signals = await check()
+        await tell_signals(context, signals)
+        opened = await open_incident(context, signals)
+        if opened is not None:
+            await _handle(context, opened)
+            continue
+        outcome = await ending(context) or time_is_up(context, deadline)
+        if outcome:
+            return await _end(context, outcome)
+        if context.checks >= checks_a_run:
+            successor = await call_successor(context, deadline)
+            if successor:
+                return Completed(name="HandedOver", message=f"goes on as flow run {successor}")
+        await _show(context, "Degraded" if context.health.degraded else "Enabled")
+        await wait_for_news(context, cadence, deadline)
+
+
+async def _handle(context: GuardContext, incident_id: str) -> None:
+    """Take one incident to its end, shown as subflows where Prefect answers and without them where not."""
+    await _show(context, "Recovering")
+    incident = await context.ledger.incident(incident_id)
+    if incident is not None and incident.state == "open":
+        await _subflow(diagnose, incident_id)
+    await _subflow(recover, incident_id)
+    await show_guard_page(context)
+
+
+async def _subflow(wanted: Any, incident_id: str) -> None:
+    if await prefect_answers():
+        try:
+            await wanted(incident_id)
+            return
+        except AWAY as problem:
+            # The steps are written to the ledger as they happen: what is done is not done again.
+            logger.warning("Prefect went away during %s (%s): going on without it", wanted.name, problem)
+    await wanted.fn(incident_id)
+
+
+async def _end(context: GuardContext, outcome: str) -> State[Any]:
+    context.status = "Completed"
+    await context.ledger.set_job_status(context.job.key, "Completed", outcome, context.clock(), context.lease)
+    await show_guard_page(context)
+    return Completed(name="Completed", message=outcome)
+
+
+async def _show(context: GuardContext, status: str) -> None:
+    if context.status == status:
+        return
+    context.status = status
+    await show_status(context.flow_run_id, status)
+    await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)

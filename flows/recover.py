@@ -1,0 +1,137 @@
+"""Bringing one job back: plan, decide, ask, act, verify. Each step goes on from where a dead guard stopped."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from trainguard.core.action import Outcome, OutcomeStatus
+from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
+from trainguard.core.incident import Incident, IncidentState
+from trainguard.tasks.act import act_all, durably
+from trainguard.tasks.ask import (
+    ApprovalForm,
+    as_approved,
+    earlier_answer,
+    pause_for_form,
+    put_question,
+    resume,
+    wait_for_answer,
+)
+from trainguard.tasks.context import current_guard
+from trainguard.tasks.decide import make_plan
+from trainguard.tasks.incidents import the_incident, the_plan
+from trainguard.tasks.prefect_view import show_status
+from trainguard.tasks.report import approval_text, show_incident_report
+from trainguard.tasks.tell import tell_asked, tell_closed
+from trainguard.tasks.verify import verify
+
+
+@flow(name="recover", flow_run_name="recover {incident_id}", persist_result=False, validate_parameters=False)
+async def recover(incident_id: str) -> None:
+    """Take an incident from where it stands to its end."""
+    context = current_guard()
+    incident = await the_incident(context, incident_id)
+    while not incident.state.closed:
+        incident = await _STEPS[incident.state](incident)
+        await durably(context.ledger.update_incident, context.lease, incident)
+        await show_incident_report(incident.id)
+    await tell_closed(incident)
+
+
+async def _decide(incident: Incident) -> Incident:
+    plan = await make_plan(incident)
+    if plan.verdict is Verdict.RUN:
+        return incident.advanced(IncidentState.ACTING)
+    if plan.verdict is Verdict.ASK:
+        return incident.advanced(IncidentState.AWAITING_APPROVAL)
+    why = next(
+        (step.basis for step in plan.steps if step.verdict is Verdict.REFUSE), "nothing fits this cause"
+    )
+    return _closed(incident, IncidentState.UNRECOVERABLE, why)
+
+
+async def _ask(incident: Incident) -> Incident:
+    context = current_guard()
+    plan = await the_plan(context, incident.id)
+    await show_status(context.flow_run_id, "AwaitingApproval", f"incident {incident.id}")
+    request_id = f"{incident.id}-{incident.attempt}"
+    answer = await earlier_answer(context, request_id)
+    if answer is None:
+        run_id = flow_run.id or context.flow_run_id
+        request = await put_question(
+            context, incident, plan, run_id, key=f"{request_id}-{context.lease.number}"
+        )
+        await tell_asked(incident, request)
+        answer = await _paused_until_answered(incident, request)
+    if answer is None:
+        return _closed(incident, IncidentState.DISMISSED, "the job moved on before anybody answered")
+    if answer.answer is Answer.REFUSE:
+        return _closed(
+            incident, IncidentState.UNRECOVERABLE, f"refused by {answer.by} ({answer.via}) {answer.note}"
+        )
+    known = frozenset(context.observation.nodes if context.observation else ())
+    await durably(context.ledger.add_decisions, context.lease, incident.id, as_approved(plan, answer, known))
+    await show_status(context.flow_run_id, "Recovering", f"incident {incident.id}")
+    return incident.advanced(IncidentState.ACTING)
+
+
+async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -> ApprovalAnswer | None:
+    """Pause this run for the form in the UI; an answer from anywhere else resumes it."""
+    context = current_guard()
+    form = ApprovalForm.with_initial_data(description=await approval_text(incident, request))
+    pause = asyncio.create_task(pause_for_form(context, request, form))
+    try:
+        answer = await wait_for_answer(context, incident, request, pause)
+        if answer is not None and not pause.done():
+            await resume(request, answer)
+            await asyncio.wait({pause}, timeout=10)
+        return answer
+    finally:
+        pause.cancel()
+        await asyncio.gather(pause, return_exceptions=True)
+
+
+async def _act(incident: Incident) -> Incident:
+    context = current_guard()
+    plan = await the_plan(context, incident.id)
+    outcomes = await act_all(incident, plan)
+    failed = [outcome for outcome in outcomes if outcome.status is not OutcomeStatus.DONE]
+    restart = next((i for i, step in enumerate(plan.steps) if step.action.kind.restarts), None)
+    if restart is None or len(outcomes) <= restart or outcomes[restart].status is not OutcomeStatus.DONE:
+        return _closed(incident, IncidentState.UNRECOVERABLE, _why_failed(plan, failed))
+    action = plan.steps[restart].action
+    return incident.advanced(
+        IncidentState.VERIFYING, acted_at=outcomes[restart].at, checkpoint_step=action.checkpoint_step
+    )
+
+
+def _why_failed(plan: Plan, failed: list[Outcome]) -> str:
+    if not failed:
+        return "done: " + ", ".join(step.action.kind for step in plan.steps)
+    return "; ".join(f"{outcome.fence}: {outcome.detail}" for outcome in failed)
+
+
+async def _verify(incident: Incident) -> Incident:
+    context = current_guard()
+    verified = await verify(incident)
+    if verified.recovered:
+        now = context.clock()
+        return _closed(incident, IncidentState.RECOVERED, verified.why).model_copy(
+            update={"recovered_at": now}
+        )
+    return _closed(incident, IncidentState.UNRECOVERABLE, f"failed attempt: {verified.why}")
+
+
+def _closed(incident: Incident, state: IncidentState, outcome: str) -> Incident:
+    return incident.advanced(state, closed_at=current_guard().clock(), outcome=outcome)
+
+
+_STEPS = {
+    IncidentState.DIAGNOSED: _decide,
+    IncidentState.AWAITING_APPROVAL: _ask,
+    IncidentState.ACTING: _act,
+    IncidentState.VERIFYING: _verify,
+}

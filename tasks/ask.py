@@ -1,0 +1,236 @@
+"""Asking a person: one question, one answer, whichever way it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.client.schemas.objects import StateType
+from prefect.flow_runs import apause_flow_run, aresume_flow_run
+from prefect.input import RunInput
+from prefect.input.actions import aread_flow_run_input
+from prefect.input.run_input import keyset_from_base_key
+from pydantic import Field
+
+from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
+from trainguard.core.incident import Incident
+from trainguard.core.observation import Liveness
+from trainguard.core.planning import stale
+from trainguard.core.sizes import parse_size
+from trainguard.tasks.act import durably
+from trainguard.tasks.check import look
+from trainguard.tasks.context import GuardContext
+from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect
+
+logger = logging.getLogger(__name__)
+
+SHOW_AGAIN_SECONDS = 10.0
+MARGIN = 900
+"""Seconds by which Prefect's own pause outlives our deadline: ours must fire first."""
+
+
+class ApprovalForm(RunInput):
+    """What a person fills in on the paused run's page."""
+
+    decision: Literal["approve", "refuse"] = Field(description="What may happen.")
+    decided_by: str = Field(min_length=1, description="Your name: the report says who decided.")
+    note: str = Field(default="", description="Anything the report should say.")
+    nodes: str = Field(
+        default="", description="Other nodes to leave out, comma-separated; empty keeps the plan's."
+    )
+    memory: str = Field(
+        default="",
+        pattern=r"^$|^[0-9]+(\.[0-9]+)?[kKmMgGtT]?$",
+        description="Other memory size, such as 64G; empty keeps the plan's.",
+    )
+
+
+async def put_question(
+    context: GuardContext, incident: Incident, plan: Plan, flow_run_id: str, key: str
+) -> ApprovalRequest:
+    """Store the question before it is shown; asked again after a crash it keeps its deadline."""
+    now = context.clock()
+    request = ApprovalRequest(
+        id=f"{incident.id}-{incident.attempt}",
+        incident=incident.id,
+        job_key=context.job.key,
+        incarnation=incident.incarnation,
+        plan=plan,
+        asked_at=now,
+        deadline=now + context.policy.approval_deadline,
+        flow_run_id=flow_run_id,
+        keyset=key,
+    )
+    stored: ApprovalRequest = await durably(context.ledger.ask, context.lease, request)
+    return stored
+
+
+async def earlier_answer(context: GuardContext, request_id: str) -> ApprovalAnswer | None:
+    """Give the answer that came while no guard was listening: from the ledger, or from Prefect's stored form."""
+    answer = await context.ledger.answer_of(request_id)
+    if answer is not None:
+        return answer
+    request = await context.ledger.request(request_id)
+    if request is None or not request.flow_run_id:
+        return None
+    form = await stored_form(request.flow_run_id, request.keyset)
+    return None if form is None else await give(context, request, form, "ui")
+
+
+async def stored_form(flow_run_id: str, key: str) -> ApprovalForm | None:
+    """Read what a person entered for a paused run, also where the process that asked is dead."""
+    try:
+        async with prefect():
+            response = keyset_from_base_key(f"paused-{key}")["response"]
+            raw: Any = await aread_flow_run_input(response, flow_run_id=UUID(flow_run_id))
+    except (*AWAY, ValueError):
+        return None
+    return None if raw is None else ApprovalForm.model_validate(raw)
+
+
+async def give(
+    context: GuardContext, request: ApprovalRequest, form: ApprovalForm, via: str
+) -> ApprovalAnswer | None:
+    """Enter a form as the one answer. Gives the answer that counts, which may be another's."""
+    seen = context.observation
+    answer = ApprovalAnswer(
+        request=request.id,
+        answer=Answer(form.decision),
+        by=form.decided_by,
+        via=via,
+        at=context.clock(),
+        note=form.note,
+        nodes=tuple(node.strip() for node in form.nodes.split(",") if node.strip()) or None,
+        memory_bytes=parse_size(form.memory) if form.memory else None,
+    )
+    current = seen.incarnation.token if seen is not None and seen.incarnation is not None else None
+    result = await durably(context.ledger.answer, answer, current, context.clock())
+    if not result.accepted:
+        logger.warning("the answer of %s to %s does not count: %s", answer.by, request.id, result.reason)
+    standing: ApprovalAnswer | None = result.standing
+    return standing
+
+
+async def pause_for_form(
+    context: GuardContext, request: ApprovalRequest, form: type[ApprovalForm]
+) -> ApprovalForm:
+    """Pause this flow run until somebody fills in the form; asked anew where Prefect was away."""
+    number = 0
+    while True:
+        patience = max(1, int(request.deadline - context.clock()) + MARGIN)
+        try:
+            return await apause_flow_run(
+                wait_for_input=form, timeout=patience, poll_interval=2, key=request.keyset
+            )
+        except (*AWAY, RuntimeError) as problem:
+            # A pause that stands may not be proposed again: `wait_for_answer` reads its form.
+            logger.warning("the question %s is not shown in Prefect now: %s", request.id, problem)
+            await asyncio.sleep(SHOW_AGAIN_SECONDS)
+        if not await _is_paused(request.flow_run_id):
+            number += 1
+            request = request.model_copy(update={"keyset": f"{request.keyset}-{number}"})
+            request = await durably(context.ledger.ask, context.lease, request)
+
+
+async def _is_paused(flow_run_id: str) -> bool:
+    """Whether the run shows its form, as far as can be told."""
+    try:
+        async with prefect() as client:
+            state = (await client.read_flow_run(UUID(flow_run_id))).state
+    except (*AWAY, ValueError):
+        return True
+    return state is not None and state.type is StateType.PAUSED
+
+
+async def resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
+    """Show in Prefect that the question was answered elsewhere."""
+    form = {"decision": answer.answer.value, "decided_by": answer.by}
+    try:
+        async with prefect():
+            await aresume_flow_run(UUID(request.flow_run_id), run_input=form)
+    except (*AWAY, ValueError) as problem:
+        logger.info("Prefect does not show the answer to %s: %s", request.id, problem)
+
+
+async def wait_for_answer(
+    context: GuardContext, incident: Incident, request: ApprovalRequest, pause: asyncio.Task[ApprovalForm]
+) -> ApprovalAnswer | None:
+    """Wait for the first of: an answer in the ledger, the form in Prefect, our deadline.
+
+    Gives None where the question has lost its object: the job moved on by itself.
+    """
+    while True:
+        answer = await context.ledger.answer_of(request.id)
+        if answer is not None:
+            return answer
+        form = pause.result() if pause.done() else await _form_in_prefect(context, request.id)
+        if form is not None:
+            return await give(context, request, form, "ui")
+        if context.clock() >= request.deadline:
+            safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
+            return await give(context, request, safe, "deadline")
+        if await _cancelled(request.flow_run_id):
+            refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
+            return await give(context, request, refusal, "ui")
+        if _lost_its_object(context, incident, request.plan):
+            return None
+        await _next_look(context, pause)
+
+
+async def _form_in_prefect(context: GuardContext, request_id: str) -> ApprovalForm | None:
+    request = await context.ledger.request(request_id)
+    return None if request is None else await stored_form(request.flow_run_id, request.keyset)
+
+
+async def _cancelled(flow_run_id: str) -> bool:
+    try:
+        async with prefect() as client:
+            state = (await client.read_flow_run(UUID(flow_run_id))).state
+    except (*AWAY, ValueError):
+        return False
+    return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
+
+
+def _lost_its_object(context: GuardContext, incident: Incident, plan: Plan) -> bool:
+    seen = context.observation
+    if seen is None or seen.liveness is Liveness.UNKNOWN:
+        return False
+    return any(stale(incident, step.action, seen) for step in plan.steps)
+
+
+async def _next_look(context: GuardContext, pause: asyncio.Task[ApprovalForm]) -> None:
+    looking = asyncio.create_task(look(context, timeout=60.0))
+    waiting = {looking} if pause.done() else {looking, pause}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=10.0)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+def as_approved(plan: Plan, answer: ApprovalAnswer, known_nodes: frozenset[str]) -> Plan:
+    """Give the plan as a person approved it, with the edits made. An unknown node is left out."""
+    steps = []
+    for step in plan.steps:
+        changes: dict[str, object] = {}
+        if answer.nodes is not None and step.action.nodes:
+            changes["nodes"] = tuple(node for node in answer.nodes if node in known_nodes)
+        if answer.memory_bytes is not None and step.action.kind == "restart_with_more_memory":
+            changes["memory_bytes"] = answer.memory_bytes
+        verdict = Verdict.RUN if step.verdict is Verdict.ASK else step.verdict
+        basis = f"approved by {answer.by} ({answer.via})" if step.verdict is Verdict.ASK else step.basis
+        action = step.action.model_copy(update=changes)
+        steps.append(
+            step.model_copy(update={"action": action, "verdict": verdict, "basis": basis, "by": answer.by})
+        )
+    return plan.model_copy(update={"steps": tuple(steps)})
+
+
+__all__ = [
+    "ApprovalForm",
+    "GuardCancelledError",
+    "as_approved",
+    "earlier_answer",
+    "put_question",
+    "wait_for_answer",
+]

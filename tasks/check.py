@@ -1,0 +1,113 @@
+"""One look at the job: scheduler state, new log lines, progress, heartbeat, utilisation."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from trainguard.core.errors import LedgerUnavailableError, SchedulerError
+from trainguard.core.health import assess
+from trainguard.core.observation import Observation
+from trainguard.core.progress import read_progress, restarted
+from trainguard.core.signal import Signal
+from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.duty import remember_later
+from trainguard.tasks.report import line_of, show_guard_page
+
+logger = logging.getLogger(__name__)
+
+LOG_BYTES_A_LOOK = 4_000_000
+LOG_SECONDS = 10.0
+"""A log is read this often between checks: what a scheduler can't see (a NaN) is seen in it."""
+
+
+@task(name="check", task_run_name="check", cache_policy=NO_CACHE, persist_result=False)
+async def check() -> tuple[Signal, ...]:
+    """Look once, record it, show it. Gives the signals that began."""
+    context = current_guard()
+    context.checks += 1
+    signals = (*context.unanswered, *await look(context, read_log=True))
+    context.unanswered.clear()
+    await record(context)
+    await show_guard_page(context)
+    return signals
+
+
+async def look(
+    context: GuardContext, *, read_log: bool | None = None, timeout: float | None = None
+) -> tuple[Signal, ...]:
+    """Wait for the next shared look and take it in. Cheap: no task run. Raises TimeoutError."""
+    context.looks, observation = await context.watch.next(
+        context.job.ref, after=context.looks, timeout=timeout
+    )
+    return await take_in(context, observation, read_log=read_log)
+
+
+async def take_in(
+    context: GuardContext, observation: Observation, *, read_log: bool | None = None
+) -> tuple[Signal, ...]:
+    """Fold one observation, and the log where it is due, into what is known of the job."""
+    before, now = context.observation, context.clock()
+    if _is_new_incarnation(before, observation):
+        await read_new_log(context)
+        context.reading = restarted(context.reading)
+        context.started_at = now
+    changed = before is None or before.liveness is not observation.liveness
+    due = now - context.log_read_at >= LOG_SECONDS if read_log is None else read_log
+    if due or changed:
+        await read_new_log(context)
+    context.observation = _with_progress(context, observation)
+    context.health, signals = assess(
+        context.health, context.observation, context.reading, context.job.watching, now
+    )
+    return signals
+
+
+def _is_new_incarnation(before: Observation | None, now: Observation) -> bool:
+    if now.incarnation is None:
+        return False
+    return before is None or before.incarnation is None or before.incarnation.token != now.incarnation.token
+
+
+def _with_progress(context: GuardContext, observation: Observation) -> Observation:
+    """Join the log's progress with the scheduler's; the observation keeps the incarnation last named."""
+    changes: dict[str, object] = {}
+    if context.reading.progress is not None:
+        changes["progress"] = context.reading.progress
+    if observation.incarnation is None and context.observation is not None:
+        changes["incarnation"] = context.observation.incarnation
+    return observation.model_copy(update=changes) if changes else observation
+
+
+async def read_new_log(context: GuardContext) -> None:
+    """Read what is new in the job's logs, within the budget of one look."""
+    left = LOG_BYTES_A_LOOK
+    now = context.log_read_at = context.clock()
+    try:
+        while left > 0:
+            batch = await context.scheduler.logs(context.job, context.cursor, left)
+            for chunk in batch.chunks:
+                left -= len(chunk.text)
+                context.reading = read_progress(
+                    chunk.text, context.reading, now, context.job.watching.progress_pattern
+                )
+            context.cursor = batch.cursor
+            if not batch.more:
+                return
+    except SchedulerError as problem:
+        logger.info("the log of %s can't be read now: %s", context.job.name, problem)
+
+
+async def record(context: GuardContext) -> None:
+    """Print the status line and write the look to the ledger, where it can be written."""
+    line = line_of(context)
+    logger.info("%s", line)
+    if context.observation is None:
+        return
+    try:
+        await context.ledger.record_observation(context.lease, context.observation, line)
+        await remember_later(context)
+    except LedgerUnavailableError as problem:
+        logger.warning("the ledger could not record this check: %s", problem)

@@ -1,0 +1,76 @@
+"""Gathering what a diagnosis needs, and finding the root cause in it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from trainguard.core.checkpoint import Checkpoint
+from trainguard.core.diagnosis import diagnose as find_fault
+from trainguard.core.diagnosis import streams_of
+from trainguard.core.errors import LedgerUnavailableError, SchedulerError
+from trainguard.core.evidence import Evidence, EvidenceKind
+from trainguard.core.incident import Incident
+from trainguard.core.masking import mask
+from trainguard.core.observation import LogSource
+from trainguard.core.signal_meaning import meaning_of
+from trainguard.core.verdict import Diagnosis, FaultClass, SaidBy
+from trainguard.tasks.context import GuardContext, current_guard
+
+logger = logging.getLogger(__name__)
+
+
+@task(name="collect evidence", cache_policy=NO_CACHE, persist_result=False)
+async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
+    """Save what the scheduler and the logs tell before anything is stopped. Masked, then stored."""
+    context = current_guard()
+    assert context.observation is not None
+    try:
+        found = await context.scheduler.collect(context.job, context.observation)
+    except SchedulerError as problem:
+        found = [_unreadable(context, f"evidence could not be collected: {problem}")]
+    evidence = tuple(item.model_copy(update={"text": mask(item.text)}) for item in found)
+    try:
+        await context.ledger.add_evidence(context.lease, incident.id, evidence)
+    except LedgerUnavailableError as problem:
+        logger.warning("evidence of incident %s is not stored yet: %s", incident.id, problem)
+    return evidence
+
+
+@task(name="find root cause", cache_policy=NO_CACHE, persist_result=False)
+async def find_root_cause(incident: Incident, evidence: Sequence[Evidence]) -> Diagnosis:
+    """Let the rules judge, off the event loop; give the signals' own meaning where they find nothing."""
+    context = current_guard()
+    found = await asyncio.to_thread(find_fault, streams_of(evidence), context.catalogue, context.observation)
+    return by_signals(incident, found)
+
+
+def by_signals(incident: Incident, diagnosis: Diagnosis) -> Diagnosis:
+    """Say what the signals show where the evidence alone shows nothing: a stall, a NaN, a question."""
+    if diagnosis.by is not SaidBy.NOBODY or diagnosis.fault not in {FaultClass.UNKNOWN, FaultClass.HEALTHY}:
+        return diagnosis
+    return meaning_of(incident) or diagnosis
+
+
+@task(name="look at checkpoints", cache_policy=NO_CACHE, persist_result=False)
+async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
+    """Ask the checkpoint gate what a restart could resume from; None where nothing could be learnt."""
+    context = current_guard()
+    try:
+        return await context.scheduler.checkpoints(context.job)
+    except SchedulerError as problem:
+        logger.warning("the checkpoints of %s can't be looked at: %s", context.job.name, problem)
+        return None
+
+
+def _unreadable(context: GuardContext, why: str) -> Evidence:
+    return Evidence(
+        source=LogSource(name=context.job.ref.scheduler, kind="status"),
+        kind=EvidenceKind.STATUS,
+        text=why,
+        at=context.clock(),
+    )

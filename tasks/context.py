@@ -1,0 +1,116 @@
+"""What one guard holds while it watches its job, reached by the flows and tasks it runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from socket import gethostname
+from typing import TYPE_CHECKING
+
+import psutil
+
+from trainguard.core.action import Access
+from trainguard.core.health import Health
+from trainguard.core.job import Job
+from trainguard.core.observation import Observation
+from trainguard.core.policy import Policy
+from trainguard.core.progress import Reading
+from trainguard.core.signal import Signal
+
+if TYPE_CHECKING:
+    from trainguard.blocks.language_model import LanguageModel
+    from trainguard.blocks.notifier import NotifierBlock
+    from trainguard.core.decision import Lease
+    from trainguard.core.diagnosis import Catalogue
+    from trainguard.ledger.ledger import Ledger
+    from trainguard.schedulers.base import Scheduler
+    from trainguard.schedulers.sharing import ClusterWatch
+
+
+@dataclass
+class GuardContext:
+    """One guard's hold on its job. Everything durable in it is also in the ledger."""
+
+    job: Job
+    policy: Policy
+    watch: ClusterWatch
+    ledger: Ledger
+    lease: Lease
+    catalogue: Catalogue
+    notifiers: tuple[NotifierBlock, ...] = ()
+    model: LanguageModel | None = None
+    flow_run_id: str = ""
+    clock: Callable[[], float] = time.time
+
+    access: Access = field(default_factory=lambda: Access(job_seen=False, logs_readable=False))
+    observation: Observation | None = None
+    looks: int = 0
+    health: Health = field(default_factory=Health)
+    reading: Reading = field(default_factory=Reading)
+    cursor: str = ""
+    log_read_at: float = 0.0
+    started_at: float = 0.0
+    """When the current incarnation was first seen: the cadence counts from it."""
+    status: str = "Pending"
+    checks: int = 0
+    unanswered: list[Signal] = field(default_factory=list)
+    """Signals seen between checks, for the next check to answer."""
+    gone_since: float | None = None
+    cancel_asked_at: float = 0.0
+    pages: dict[str, str] = field(default_factory=dict)
+    """Artifact ids by what they show: `guard`, or an incident's id."""
+    blind_since: float | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The adapter that the guards of this cluster share."""
+        return self.watch.scheduler
+
+
+_current: ContextVar[GuardContext] = ContextVar("trainguard_guard")
+
+
+def current_guard() -> GuardContext:
+    """Give the guard that the running flow belongs to. Raises LookupError outside one."""
+    return _current.get()
+
+
+@contextmanager
+def guarding(context: GuardContext) -> Iterator[GuardContext]:
+    """Make `context` the current guard for the flows and tasks called within."""
+    token = _current.set(context)
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+
+
+def lease_holder(flow_run_id: str) -> str:
+    """Name this guard so that another process on this machine can tell whether it still lives."""
+    process = psutil.Process()
+    return f"{gethostname()}:{os.getpid()}:{int(process.create_time())}:{flow_run_id}"
+
+
+def holder_is_dead(holder: str) -> bool:
+    """Whether a holder was a process of this machine that is gone. On doubt it lives."""
+    host, _, rest = holder.partition(":")
+    pid, _, rest = rest.partition(":")
+    born = rest.partition(":")[0]
+    if host != gethostname() or not pid.isdigit() or not born.isdigit():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        return int(process.create_time()) != int(born) or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def holder_flow_run(holder: str) -> str:
+    """Give the flow run id in a holder's name."""
+    return holder.rpartition(":")[2]

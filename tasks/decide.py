@@ -1,0 +1,81 @@
+"""Making the plan: everything it rests on is gathered first, then pure logic decides."""
+
+from __future__ import annotations
+
+import logging
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from trainguard.core.decision import Plan
+from trainguard.core.incident import Incident
+from trainguard.core.planning import Situation, plan
+from trainguard.core.verdict import FaultClass
+from trainguard.tasks.act import durably
+from trainguard.tasks.collect import look_at_checkpoints
+from trainguard.tasks.context import GuardContext, current_guard
+
+logger = logging.getLogger(__name__)
+
+
+async def make_plan(incident: Incident) -> Plan:
+    """Look at the checkpoints, then decide."""
+    return await decide(incident, await situation(incident))
+
+
+async def situation(incident: Incident) -> Situation:
+    """Gather what a plan rests on."""
+    context = current_guard()
+    seen = await context.watch.fresh(context.job.ref)
+    found = await context.ledger.diagnosis(incident.id)
+    history = await context.ledger.recovery_history(context.job.key)
+    assert found is not None
+    nodes = seen.nodes or (context.observation.nodes if context.observation else ())
+    return Situation(
+        job=context.job,
+        incident=incident,
+        diagnosis=found,
+        observation=seen if seen.incarnation is not None else context.observation or seen,
+        policy=context.policy,
+        access=context.access,
+        supported=context.scheduler.supports,
+        history=tuple(record for record in history if record.incident != incident.id),
+        checkpoints=await look_at_checkpoints(),
+        known_nodes=frozenset(nodes),
+        excluded_nodes=await _excluded(context),
+        alike_jobs=await _alike(context, found.fault),
+        now=context.clock(),
+    )
+
+
+@task(name="decide", cache_policy=NO_CACHE, persist_result=False)
+async def decide(incident: Incident, known: Situation) -> Plan:
+    """Decide by the policy and write the decisions down."""
+    context = current_guard()
+    made = plan(known)
+    for step in made.steps:
+        logger.info("%s %s: %s", step.verdict, step.action.kind, step.basis)
+    await durably(context.ledger.add_decisions, context.lease, incident.id, made)
+    return made
+
+
+async def _excluded(context: GuardContext) -> frozenset[str]:
+    nodes: set[str] = set()
+    for past in await context.ledger.incidents(context.job.key):
+        for record in await context.ledger.intents(past.id):
+            nodes.update(record.intent.action.nodes)
+    return frozenset(nodes)
+
+
+async def _alike(context: GuardContext, fault: FaultClass) -> int:
+    """Count the jobs of this cluster that failed alike just now, this one included."""
+    since = context.clock() - context.policy.budgets.storm_window
+    jobs = {context.job.key}
+    for other in await context.ledger.incidents(limit=200):
+        known = other.incarnation
+        if other.detected_at < since or known is None or known.job.cluster != context.job.ref.cluster:
+            continue
+        found = await context.ledger.diagnosis(other.id)
+        if found is not None and found.fault is fault:
+            jobs.add(other.job_key)
+    return len(jobs)

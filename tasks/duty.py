@@ -1,0 +1,156 @@
+"""Taking up and laying down guard duty: ledger, access, lease, the shared watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from trainguard.blocks.language_model import LanguageModel
+from trainguard.blocks.notifier import NotifierBlock
+from trainguard.blocks.scheduler_block import SchedulerBlock
+from trainguard.core.action import Access
+from trainguard.core.decision import Lease
+from trainguard.core.errors import LeaseHeldError, LeaseLostError, LedgerUnavailableError, UnreachableError
+from trainguard.core.health import Health
+from trainguard.core.job import Job
+from trainguard.core.policy import Policy
+from trainguard.core.progress import Reading
+from trainguard.ledger.ledger import Ledger
+from trainguard.rules import load_catalogue
+from trainguard.schedulers.sharing import shared_watch
+from trainguard.tasks.context import (
+    GuardContext,
+    guarding,
+    holder_flow_run,
+    holder_is_dead,
+    lease_holder,
+)
+from trainguard.tasks.prefect_view import retire
+
+logger = logging.getLogger(__name__)
+
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = 15.0
+
+
+@asynccontextmanager
+async def on_duty(
+    job: Job,
+    cluster: SchedulerBlock,
+    policy: Policy,
+    *,
+    flow_run_id: str,
+    take_over: bool = False,
+    notifiers: Sequence[NotifierBlock] = (),
+    model: LanguageModel | None = None,
+) -> AsyncIterator[GuardContext]:
+    """Hold the lease on a job and everything needed to guard it.
+
+    Raises LeaseHeldError where another guard owns the job, AccessRefusedError, UnreachableError or
+    NotFoundError where a job never guarded before can't be seen. A job guarded before is guarded on,
+    blind at first if need be.
+    """
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(await Ledger.open())
+        known = await ledger.job_status(job.key)
+        watch = await stack.enter_async_context(shared_watch(cluster.make_scheduler, job.ref.scheduler, job))
+        access = await _validated(watch.scheduler.validate(job), known_before=known is not None)
+        now = time.time()
+        await ledger.register_job(job, policy.model_dump_json(), now)
+        lease = await _take_lease(ledger, job.key, flow_run_id, take_over)
+        context = GuardContext(
+            job=job,
+            policy=policy,
+            watch=watch,
+            ledger=ledger,
+            lease=lease,
+            catalogue=load_catalogue(),
+            notifiers=tuple(notifiers),
+            model=model,
+            flow_run_id=flow_run_id,
+            access=access,
+        )
+        await _remember(context)
+        owner = asyncio.current_task()
+        assert owner is not None
+        renewing = asyncio.create_task(_keep_lease(context, owner))
+        try:
+            with guarding(context):
+                yield context
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await _let_go(context)
+
+
+async def _validated(validation: Awaitable[Access], *, known_before: bool) -> Access:
+    try:
+        return await validation
+    except UnreachableError as problem:
+        if not known_before:
+            raise
+        return Access(job_seen=False, logs_readable=False, warnings=(str(problem),))
+
+
+async def _take_lease(ledger: Ledger, job_key: str, flow_run_id: str, take_over: bool) -> Lease:
+    holder = lease_holder(flow_run_id)
+    before = await ledger.lease(job_key)
+    dead = before is not None and holder_is_dead(before.holder)
+    lease = await ledger.acquire_lease(
+        job_key, holder, time.time(), LEASE_SECONDS, take_over=take_over or dead
+    )
+    if before is not None and before.holder != holder:
+        await retire(holder_flow_run(before.holder), flow_run_id)
+    return lease
+
+
+async def _remember(context: GuardContext) -> None:
+    """Go on where the guard before this one stopped."""
+    context.cursor = await context.ledger.cursor(context.job.key)
+    context.observation = await context.ledger.latest_observation(context.job.key)
+    stored = await context.ledger.health(context.job.key)
+    if stored:
+        state = json.loads(stored)
+        context.health = Health.model_validate(state["health"])
+        context.reading = Reading.model_validate(state["reading"])
+        context.started_at = state["started_at"]
+
+
+async def remember_later(context: GuardContext) -> None:
+    """Store what the next guard needs to go on. Raises LeaseLostError, LedgerUnavailableError."""
+    state = {
+        "health": context.health.model_dump(mode="json"),
+        "reading": context.reading.model_dump(mode="json"),
+        "started_at": context.started_at,
+    }
+    await context.ledger.save_health(context.lease, context.job.key, json.dumps(state))
+    await context.ledger.save_cursor(context.job.key, context.cursor, context.lease)
+
+
+async def _keep_lease(context: GuardContext, owner: asyncio.Task[object]) -> None:
+    """Renew the lease while the guard lives; cancel the guard once another owns the job."""
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        try:
+            context.lease = await context.ledger.renew_lease(context.lease, context.clock(), LEASE_SECONDS)
+        except LeaseLostError:
+            logger.warning("another guard owns %s now: this one stops", context.job.key)
+            owner.cancel("lease lost")
+            return
+        except LedgerUnavailableError as problem:
+            logger.warning("the lease on %s could not be renewed yet: %s", context.job.key, problem)
+
+
+async def _let_go(context: GuardContext) -> None:
+    try:
+        await remember_later(context)
+        await context.ledger.release_lease(context.lease)
+    except (LeaseLostError, LedgerUnavailableError) as problem:
+        logger.warning("the lease on %s was not released: %s", context.job.key, problem)
+
+
+__all__ = ["LeaseHeldError", "on_duty", "remember_later"]

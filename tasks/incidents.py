@@ -1,0 +1,102 @@
+"""Opening an incident once for each failure, and finding those that a dead guard left open."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from trainguard.core.checkpoint import newest_good
+from trainguard.core.decision import Plan
+from trainguard.core.incident import Incident
+from trainguard.core.observation import Liveness
+from trainguard.core.signal import Signal, SignalKind
+from trainguard.tasks.act import durably
+from trainguard.tasks.check import read_new_log
+from trainguard.tasks.context import GuardContext
+
+ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
+
+
+async def open_incident(context: GuardContext, signals: Sequence[Signal]) -> str | None:
+    """Open an incident for signs of failure; None where there are none, or they have their incident."""
+    telling = tuple(signal for signal in signals if signal.kind.opens_incident)
+    crash = await _unanswered_crash(context)
+    if crash is not None and not any(signal.kind is SignalKind.CRASH for signal in telling):
+        telling = (crash, *telling)
+    elif crash is None:
+        telling = tuple(signal for signal in telling if signal.kind is not SignalKind.CRASH)
+    if not telling:
+        return None
+    await read_new_log(context)
+    seen = context.observation
+    incident = Incident(
+        id="".join(secrets.choice(ALPHABET) for _ in range(8)),
+        job_key=context.job.key,
+        incarnation=seen.incarnation if seen else None,
+        signals=telling,
+        failed_at=min(signal.at for signal in telling),
+        detected_at=context.clock(),
+        step=await _step_reached(context),
+    )
+    await durably(context.ledger.open_incident, context.lease, incident)
+    return incident.id
+
+
+async def the_incident(context: GuardContext, incident_id: str) -> Incident:
+    """Read an incident that must be there. Raises LookupError."""
+    incident = await context.ledger.incident(incident_id)
+    if incident is None:
+        raise LookupError(f"the ledger has no incident {incident_id}")
+    return incident
+
+
+async def the_plan(context: GuardContext, incident_id: str) -> Plan:
+    """Read the plan that an incident past its decision must have. Raises LookupError."""
+    plan = await context.ledger.plan(incident_id)
+    if plan is None:
+        raise LookupError(f"the ledger has no plan for incident {incident_id}")
+    return plan
+
+
+async def unfinished_incidents(context: GuardContext) -> list[str]:
+    """Incidents of this job that are not closed, oldest first."""
+    found = await context.ledger.incidents(context.job.key, open_only=True)
+    return [incident.id for incident in reversed(found)]
+
+
+async def _unanswered_crash(context: GuardContext) -> Signal | None:
+    """A failed incarnation without an incident, whether or not its signal was ever seen."""
+    seen = context.observation
+    if seen is None or seen.liveness is not Liveness.FAILED or seen.restart_underway:
+        return None
+    if await crash_incident(context) is not None:
+        return None
+    return Signal(
+        kind=SignalKind.CRASH,
+        at=seen.at,
+        detail=f"{seen.native or 'failed'} {seen.reason}".strip(),
+        sources=("scheduler",),
+        incarnation=seen.incarnation,
+    )
+
+
+async def crash_incident(context: GuardContext) -> Incident | None:
+    """The incident that answers the crash of the current incarnation."""
+    seen = context.observation
+    token = seen.incarnation.token if seen is not None and seen.incarnation is not None else None
+    for incident in await context.ledger.incidents(context.job.key):
+        crashed = any(signal.kind is SignalKind.CRASH for signal in incident.signals)
+        if crashed and (incident.incarnation.token if incident.incarnation else None) == token:
+            return incident
+    return None
+
+
+async def _step_reached(context: GuardContext) -> int | None:
+    """The furthest step, from the log or from the newest good checkpoint."""
+    progress = context.reading.progress
+    steps = [context.reading.best_step, progress.step if progress else None]
+    known = [step for step in steps if step is not None]
+    if known:
+        return max(known)
+    checkpoint = newest_good(await context.scheduler.checkpoints(context.job))
+    return checkpoint.step if checkpoint else None

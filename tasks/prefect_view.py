@@ -1,0 +1,127 @@
+"""What Prefect shows of a guard. Prefect may be away at any time: then it is shown later, never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas import OrchestrationResult
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.settings import get_current_settings
+from prefect.states import Cancelled, Crashed, Running
+
+from trainguard.core.errors import TrainguardError
+from trainguard.tasks.context import GuardContext
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 10.0
+"""Seconds a call to Prefect may take before it counts as away."""
+CANCEL_SECONDS = 30.0
+AWAY = (httpx.HTTPError, PrefectException, OSError, TimeoutError)
+
+
+class GuardCancelledError(TrainguardError):
+    """A person cancelled the flow run: stop cleanly and leave the job alone."""
+
+
+@asynccontextmanager
+async def prefect() -> AsyncIterator[PrefectClient]:
+    """Give a client for one short exchange. Raises one of `AWAY` where Prefect does not answer in time."""
+    async with asyncio.timeout(PATIENCE), get_client() as client:
+        yield client
+
+
+async def prefect_answers() -> bool:
+    """Whether Prefect's API can be used right now."""
+    try:
+        async with prefect() as client:
+            return await client.api_healthcheck() is None
+    except AWAY:
+        return False
+
+
+async def show_status(flow_run_id: str, status: str, message: str = "") -> None:
+    """Show a status as the name of the flow run's state.
+
+    Raises GuardCancelledError where the answer is that a person has cancelled the run.
+    """
+    try:
+        async with prefect() as client:
+            shown: State[Any] = Running(name=status, message=message)
+            result: OrchestrationResult[Any] = await client.set_flow_run_state(UUID(flow_run_id), shown)
+    except AWAY as problem:
+        logger.warning("Prefect does not show status %s yet: %s", status, type(problem).__name__)
+        return
+    if result.state is not None and result.state.type in {StateType.CANCELLING, StateType.CANCELLED}:
+        raise GuardCancelledError("cancelled in Prefect")
+
+
+async def stop_if_cancelled(context: GuardContext) -> None:
+    """Raise GuardCancelledError where a person has cancelled the run; asked now and then.
+
+    Prefect away is no cancellation.
+    """
+    now = context.clock()
+    if now - context.cancel_asked_at < CANCEL_SECONDS:
+        return
+    context.cancel_asked_at = now
+    try:
+        async with prefect() as client:
+            state = (await client.read_flow_run(UUID(context.flow_run_id))).state
+    except (*AWAY, ValueError):
+        return
+    if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
+        raise GuardCancelledError("cancelled in Prefect")
+
+
+async def retire(flow_run_id: str, successor: str) -> None:
+    """End the flow run that a dead guard left behind, and its paused or running children."""
+    try:
+        async with prefect() as client:
+            run_id = UUID(flow_run_id)
+            run = await client.read_flow_run(run_id)
+            children = await client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run_id]))
+            )
+            message = f"its process died; flow run {successor} goes on"
+            for child in children:
+                if child.state is not None and not child.state.is_final():
+                    await client.set_flow_run_state(child.id, Cancelled(message=message), force=True)
+            if run.state is not None and not run.state.is_final():
+                await client.set_flow_run_state(run_id, Crashed(message=message), force=True)
+    except ObjectNotFound:
+        logger.info("flow run %s is gone from Prefect", flow_run_id)
+    except (*AWAY, ValueError) as problem:
+        logger.warning("flow run %s still shows as running: %s", flow_run_id, problem)
+
+
+def page_url(flow_run_id: str) -> str:
+    """Give the address of a flow run's page in the Prefect UI; empty where the UI's address is not known."""
+    base = get_current_settings().ui_url
+    return f"{base}/runs/flow-run/{flow_run_id}" if base else ""
+
+
+async def show_page(key: str, markdown: str, page_id: str, description: str) -> str:
+    """Show a markdown page: made once a flow run, then updated in place. Gives its id, empty where it failed."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            if page_id:
+                async with get_client() as client:
+                    await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
+                return page_id
+            made = await Artifact(key=key, type="markdown", description=description, data=markdown).acreate()
+            return str(made.id)
+    except AWAY as problem:
+        logger.warning("page %s is not shown yet: %s", key, type(problem).__name__)
+        return page_id

@@ -1,0 +1,91 @@
+"""Showing a guard and its incidents in Prefect, from what the ledger holds."""
+
+from __future__ import annotations
+
+import re
+
+from trainguard.core.decision import ApprovalRequest
+from trainguard.core.incident import Incident
+from trainguard.core.report import (
+    GuardView,
+    IncidentFile,
+    approval_page,
+    guard_page,
+    incident_report,
+)
+from trainguard.core.status_line import status_line
+from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.prefect_view import show_page
+
+
+async def incident_file(ledger: Ledger, incident_id: str) -> IncidentFile | None:
+    """Gather everything the ledger knows of an incident; None for one it does not know."""
+    incident = await ledger.incident(incident_id)
+    job = None if incident is None else await ledger.job(incident.job_key)
+    if incident is None or job is None:
+        return None
+    return IncidentFile(
+        job=job,
+        incident=incident,
+        diagnosis=await ledger.diagnosis(incident_id),
+        evidence=tuple(await ledger.evidence(incident_id)),
+        plan=await ledger.plan(incident_id),
+        answer=await ledger.answer_of(f"{incident_id}-{incident.attempt}"),
+        intents=tuple(await ledger.intents(incident_id)),
+    )
+
+
+async def show_incident_report(incident_id: str) -> None:
+    """Show or update the incident's report."""
+    context = current_guard()
+    known = await incident_file(context.ledger, incident_id)
+    if known is None:
+        return
+    progress = context.reading.progress
+    known = known.model_copy(update={"step_seconds": progress.step_seconds if progress else None})
+    key, page = f"incident-{incident_id}", context.pages.get(incident_id, "")
+    context.pages[incident_id] = await show_page(
+        key, incident_report(known), page, f"incident of {context.job.name}"
+    )
+
+
+async def approval_text(incident: Incident, request: ApprovalRequest) -> str:
+    """Give what stands above the form."""
+    known = await incident_file(current_guard().ledger, incident.id)
+    return approval_page(known) if known else f"Approve {request.id}?"
+
+
+async def show_guard_page(context: GuardContext) -> None:
+    """Show or update the guard's page."""
+    incidents = await context.ledger.incidents(context.job.key, limit=20)
+    view = GuardView(
+        job=context.job,
+        status=context.status,
+        line=line_of(context),
+        reading=context.reading,
+        incidents=tuple(incidents),
+    )
+    key = f"guard-{slug(context.job.name)}"
+    context.pages["guard"] = await show_page(
+        key, guard_page(view), context.pages.get("guard", ""), f"guard of {context.job.name}"
+    )
+
+
+def line_of(context: GuardContext) -> str:
+    """Give the status line of the latest look."""
+    seen = context.observation
+    return status_line(
+        at=context.clock(),
+        status=context.status,
+        attempt=seen.incarnation.attempt if seen and seen.incarnation else None,
+        progress=context.reading.progress,
+        utilisation=seen.utilisation if seen else None,
+        fix=seen.fix if seen else "",
+        run=context.reading.links[-1].run_id if context.reading.links else context.job.name,
+    )
+
+
+def slug(name: str) -> str:
+    """Make a name fit for an artifact's key."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "job"

@@ -1,0 +1,43 @@
+"""Handing a long guard over to a fresh flow run before its page grows too long."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from uuid import UUID
+
+from prefect.deployments import arun_deployment
+from prefect.runtime import deployment, flow_run
+
+from trainguard.tasks.context import GuardContext
+from trainguard.tasks.duty import remember_later
+from trainguard.tasks.prefect_view import AWAY
+
+logger = logging.getLogger(__name__)
+
+AD_HOC = "started by who started this one"
+
+
+async def call_successor(context: GuardContext, deadline: datetime | None) -> str:
+    """Start the run that goes on with this guard; empty where Prefect is away and it goes on itself.
+
+    A guard without a deployment names no run: whoever started it starts the next one.
+    """
+    await remember_later(context)
+    if not deployment.id:
+        return AD_HOC
+    parameters = {**flow_run.parameters, "take_over": True, "minutes": None}
+    parameters["until"] = deadline.isoformat() if deadline else None
+    try:
+        successor = await arun_deployment(
+            UUID(deployment.id),
+            parameters=parameters,
+            timeout=0,
+            as_subflow=False,
+            idempotency_key=f"after-{context.flow_run_id}",
+        )
+    except AWAY as problem:
+        logger.warning("no successor could be started yet: %s", problem)
+        context.checks = 0
+        return ""
+    return str(successor.id)

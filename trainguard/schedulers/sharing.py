@@ -1,0 +1,152 @@
+"""One connection and one watch per cluster for all guards in a process, whatever their number."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from trainguard.core.errors import SchedulerError
+from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import Liveness, Observation
+from trainguard.schedulers.base import Scheduler, Wakes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Seat:
+    """One guarded job: its latest observation and how many looks there have been."""
+
+    job: Job
+    looks: int = 0
+    latest: Observation | None = None
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ClusterWatch:
+    """Looks at all guarded jobs of one cluster together and hands each guard its observation.
+
+    A cluster that can't be read gives every job an UNKNOWN observation that says why. A look takes at
+    most `patience` seconds, so a slow cluster delays nobody else: each cluster has its own watch.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, *, patience: float = 60.0, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.scheduler = scheduler
+        self._patience = patience
+        self._clock = clock
+        self._seats: dict[JobRef, _Seat] = {}
+        self._poller: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+
+    def add(self, job: Job) -> None:
+        """Begin to look at a job."""
+        self._seats[job.ref] = _Seat(job)
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll(), name=f"watch {self.scheduler.cluster}")
+        self._hurry.set()
+
+    async def drop(self, ref: JobRef) -> None:
+        """Stop looking at a job; after the last one the watch stops."""
+        self._seats.pop(ref, None)
+        if not self._seats and self._poller is not None:
+            poller, self._poller = self._poller, None
+            poller.cancel()
+            await asyncio.gather(poller, return_exceptions=True)
+
+    async def next(self, ref: JobRef, *, after: int, timeout: float | None = None) -> tuple[int, Observation]:
+        """Give the first look later than look number `after`, with its number. Raises TimeoutError."""
+        seat = self._seats[ref]
+        async with asyncio.timeout(timeout):
+            while seat.looks <= after or seat.latest is None:
+                seat.news.clear()
+                await seat.news.wait()
+        return seat.looks, seat.latest
+
+    async def fresh(self, ref: JobRef) -> Observation:
+        """Give a look that began after this call: what a decision may rest on."""
+        seat = self._seats[ref]
+        # The look under way may have begun before the call; the one after it can't have.
+        before = seat.looks
+        for _ in range(2):
+            self._hurry.set()
+            before, observation = await self.next(ref, after=before)
+        return observation
+
+    async def _poll(self) -> None:
+        seen = 0
+        while True:
+            self._hurry.clear()
+            await self._look()
+            seen = await self._wait(seen)
+
+    async def _wait(self, seen: int) -> int:
+        """Wait for the next look: a push from the cluster, the poll interval, or somebody in a hurry."""
+        hurry = asyncio.create_task(self._hurry.wait())
+        wakes = (
+            self.scheduler.wait(seen, self.scheduler.poll_seconds)
+            if isinstance(self.scheduler, Wakes)
+            else None
+        )
+        push = asyncio.create_task(
+            wakes if wakes is not None else asyncio.sleep(self.scheduler.poll_seconds, seen)
+        )
+        try:
+            await asyncio.wait({hurry, push}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiting in (hurry, push):
+                waiting.cancel()
+            results = await asyncio.gather(push, hurry, return_exceptions=True)
+        return results[0] if isinstance(results[0], int) else seen
+
+    async def _look(self) -> None:
+        seats = list(self._seats.values())
+        jobs = [seat.job for seat in seats]
+        try:
+            async with asyncio.timeout(self._patience):
+                found = dict(await self.scheduler.observe(jobs))
+            why = "the scheduler said nothing about this job"
+        except (SchedulerError, TimeoutError) as problem:
+            found, why = {}, str(problem) or f"no answer within {self._patience:.0f} s"
+        except Exception as bug:  # noqa: BLE001 - an adapter's bug must blind its jobs, not silence their guards
+            logger.exception("looking at cluster %s failed", self.scheduler.cluster)
+            found, why = {}, f"{type(bug).__name__}: {bug}"
+        now = self._clock()
+        for seat in seats:
+            seat.latest = found.get(seat.job.ref) or Observation(
+                job=seat.job.ref, at=now, source="watch", liveness=Liveness.UNKNOWN, reason=why
+            )
+            seat.looks += 1
+            seat.news.set()
+
+
+_Key = tuple[int, str, str]
+_shared: dict[_Key, tuple[ClusterWatch, list[Job]]] = {}
+
+
+@asynccontextmanager
+async def shared_watch(make: Callable[[], Scheduler], name: str, job: Job) -> AsyncIterator[ClusterWatch]:
+    """Share the cluster's watch with every other guard of this event loop; the last one out closes it."""
+    key = (id(asyncio.get_running_loop()), name, job.ref.cluster)
+    if key not in _shared:
+        _shared[key] = (ClusterWatch(make()), [])
+    watch, jobs = _shared[key]
+    jobs.append(job)
+    watch.add(job)
+    try:
+        yield watch
+    finally:
+        jobs.remove(job)
+        await watch.drop(job.ref)
+        if not jobs and _shared.pop(key, None) is not None:
+            await watch.scheduler.close()
+
+
+def watched_jobs(cluster: str) -> Sequence[Job]:
+    """The jobs of a cluster that this process guards."""
+    return [job for (_, _, name), (_, jobs) in _shared.items() if name == cluster for job in jobs]
