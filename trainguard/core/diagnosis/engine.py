@@ -14,7 +14,7 @@ from trainguard.core.diagnosis.root import Ranking, confidence, rank
 from trainguard.core.diagnosis.rule import Catalogue
 from trainguard.core.diagnosis.scan import Hit, Scanned, scan
 from trainguard.core.diagnosis.stream import Stream
-from trainguard.core.diagnosis.suspects import LIMIT, Place, behind, place, rank_of_node
+from trainguard.core.diagnosis.suspects import Suspicion
 from trainguard.core.diagnosis.timeline import Timeline
 from trainguard.core.evidence import Citation
 from trainguard.core.observation import Liveness, LogSource, Observation
@@ -152,40 +152,12 @@ class Examination:
 
     def _suspects(self, root: Candidate) -> tuple[Suspect, ...]:
         known = set(self.observation.nodes) if self.observation else set()
-        found: dict[Place, Hit | None] = {}
-        if root.rule.cascade or root.rule.fault is FaultClass.HANG_STALL:
-            lagging = behind(root.hits, self.scanned)
-            if lagging is not None:
-                found[Place(lagging, self._node_of(lagging), "")] = root.first
-        for hit in root.hits:
-            where = self._whole(place(hit, self.scanned))
-            if where != Place(None, "", ""):
-                found.setdefault(where, hit)
         suspects = []
-        for where, why in list(found.items())[:LIMIT]:
+        for where, why in Suspicion(self.ranking, self.scanned, self.timeline).places(root):
             node = where.node if not known or where.node in known else ""
             cited = None if why is None else self.cite(why)
             suspects.append(Suspect(rank=where.rank, node=node, device=where.device, why=cited))
         return tuple(suspects)
-
-    def _whole(self, where: Place) -> Place:
-        """Fill in the rank from the node, or the node from the rank."""
-        if where.rank is None and where.node:
-            rank_there = rank_of_node(where.node, self.candidates, self.scanned, self.timeline)
-            return Place(rank_there, where.node, where.device)
-        if where.rank is not None and not where.node:
-            return Place(where.rank, self._node_of(where.rank), where.device)
-        return where
-
-    def _node_of(self, number: int) -> str:
-        for one in self.scanned:
-            source = one.stream.source
-            if source.rank == number and source.node:
-                return source.node
-            for hit in one.hits():
-                if hit.rank == number and hit.node:
-                    return hit.node
-        return ""
 
 
 def _sentence(root: Candidate, suspects: Sequence[Suspect]) -> str:

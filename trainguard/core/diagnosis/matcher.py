@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trainguard.core.diagnosis.echo import Echo, echo_of
+from trainguard.core.diagnosis.exits import PROBES
 from trainguard.core.diagnosis.finder import Finder, finder
 from trainguard.core.diagnosis.pattern import required_literals
 from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
@@ -35,11 +36,26 @@ class Neighbour:
     near: Near
 
 
+@dataclass(slots=True)
+class Found:
+    """What one line is good for."""
+
+    matches: list[Match]
+    neighbours: list[Neighbour]
+    probe: re.Match[str] | None = None
+    """The end of a process."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    rule: Rule
+    rule: Rule | None
+    """None for a probe."""
     near: Near | None
     pattern: str
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return (self.rule.id if self.rule else "", id(self.near), self.pattern)
 
 
 class Matcher:
@@ -56,6 +72,8 @@ class Matcher:
             for near in (rule.near, rule.not_near):
                 for pattern in near.any_of if near else ():
                     self._add(_Entry(rule, near, pattern))
+        for pattern in PROBES:
+            self._add(_Entry(None, None, pattern))
         self._literals = sorted(self._entries)
         self._by_set: dict[frozenset[int], tuple[_Entry, ...]] = {}
 
@@ -80,7 +98,7 @@ class Matcher:
             entries: dict[tuple[str, int, str], _Entry] = {}
             for index in sorted(literals):
                 for entry in self._entries[self._literals[index]]:
-                    entries[entry.rule.id, id(entry.near), entry.pattern] = entry
+                    entries[entry.key] = entry
             found = tuple(entries.values())
             if len(self._by_set) < _MEMO:
                 self._by_set[literals] = found
@@ -88,21 +106,23 @@ class Matcher:
 
     def match(
         self, literals: frozenset[int], head: Head, text: str, before: Callable[[], str], kind: EvidenceKind
-    ) -> tuple[list[Match], list[Neighbour]]:
-        """The rules that fit a line, and the rules that wanted such a line near."""
+    ) -> Found:
+        """The rules that fit a line, those that wanted such a line near, and what it tells of an exit."""
         matches: dict[str, Match] = {}
-        neighbours: list[Neighbour] = []
+        found = Found([], [])
         for entry in self._candidates(literals):
-            if entry.near is not None:
+            rule = entry.rule
+            if rule is None:
+                found.probe = found.probe or self._search(entry.pattern, head, text)
+            elif entry.near is not None:
                 if self._search(entry.pattern, head, text) is not None:
-                    neighbours.append(Neighbour(entry.rule, entry.near))
-            elif kind in entry.rule.sources and (
-                entry.rule.id not in matches or matches[entry.rule.id].echo is not None
-            ):
-                match = self._match(entry, head, text, before)
+                    found.neighbours.append(Neighbour(rule, entry.near))
+            elif kind in rule.sources and (rule.id not in matches or matches[rule.id].echo is not None):
+                match = self._match(rule, entry.pattern, head, text, before)
                 if match is not None:
-                    matches[entry.rule.id] = match
-        return list(matches.values()), neighbours
+                    matches[rule.id] = match
+        found.matches = list(matches.values())
+        return found
 
     def _search(self, pattern: str, head: Head, text: str) -> re.Match[str] | None:
         expression = self._expression(pattern)
@@ -111,9 +131,10 @@ class Matcher:
             found = expression.search(text)
         return found
 
-    def _match(self, entry: _Entry, head: Head, text: str, before: Callable[[], str]) -> Match | None:
-        rule = entry.rule
-        found = self._search(entry.pattern, head, text)
+    def _match(
+        self, rule: Rule, pattern: str, head: Head, text: str, before: Callable[[], str]
+    ) -> Match | None:
+        found = self._search(pattern, head, text)
         if found is None or (rule.value is not None and not _holds(rule.value, found)):
             return None
         if any(self._expression(p).search(text) for p in rule.none_of):

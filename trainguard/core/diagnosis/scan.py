@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trainguard.core.diagnosis.echo import Echo
-from trainguard.core.diagnosis.matcher import Matcher
+from trainguard.core.diagnosis.exits import Exit, exit_of
+from trainguard.core.diagnosis.matcher import Match, Matcher
 from trainguard.core.diagnosis.rule import Near, Rule
 from trainguard.core.diagnosis.steps import Point, points
 from trainguard.core.diagnosis.stream import LINE_LIMIT, Chunk, Stream, chunks
-from trainguard.core.diagnosis.text import Stamp, clean, head
+from trainguard.core.diagnosis.text import Head, Stamp, clean, head
 from trainguard.core.diagnosis.traceback import EXCEPTION, owners_frame
 from trainguard.core.evidence import EvidenceKind
 
@@ -22,6 +23,7 @@ _KEYS = 20_000
 _AT_ONCE = 2_000
 """Lines with the same literals that are looked at as they come; later ones only if they are the last."""
 _LAST = 128
+_EXITS = 2_000
 _REGION = 1 << 16
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
 _SAMPLE = 1 << 11
@@ -69,7 +71,7 @@ class Scanned:
     near: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
     progress: list[Point] = field(default_factory=list)
     tail: bytes = b""
-    ranks: set[int] = field(default_factory=set)
+    exits: list[Exit] = field(default_factory=list)
 
     def hits(self) -> Iterator[Hit]:
         """The hits that were kept, in the order of their lines within each key."""
@@ -169,35 +171,42 @@ class _Scanner:
         if not text:
             return
         line = head(text)
-        matches, neighbours = self._matcher.match(
+        found = self._matcher.match(
             literals, line, text, lambda: _message_before(before), self._found.stream.kind
         )
-        for neighbour in neighbours:
+        if found.probe is not None and len(self._found.exits) < _EXITS:
+            self._found.exits.append(
+                exit_of(found.probe, number, text[:2000], line.stamp, _messages(before[-2048:], line.rank))
+            )
+        for neighbour in found.neighbours:
             key = (neighbour.rule.id, id(neighbour.near))
             self._found.near.setdefault(key, deque(maxlen=1024)).append(number)
-        healthy = [match for match in matches if match.rule.healthy]
-        for match in healthy or matches:
-            code, stamp = "", line.stamp
-            if stamp is None:
-                stamp = _stamp_before(before, line.rank)
-            if EXCEPTION.match(line.body) or match.rule.scope == "code":
-                code = owners_frame(_messages(before, line.rank))
-            self._keep(
-                Hit(
-                    match.rule,
-                    self._found.index,
-                    number,
-                    text[:2000],
-                    line.rank,
-                    line.node,
-                    stamp,
-                    line.kernel,
-                    match.groups,
-                    match.echo,
-                    self._found.stream.kind,
-                    code,
-                )
+        healthy = [match for match in found.matches if match.rule.healthy]
+        for match in healthy or found.matches:
+            self._hit(match, number, text, line, before)
+
+    def _hit(self, match: Match, number: int, text: str, line: Head, before: bytes) -> None:
+        code, stamp = "", line.stamp
+        if stamp is None:
+            stamp = _stamp_before(before, line.rank)
+        if EXCEPTION.match(line.body) or match.rule.scope == "code":
+            code = owners_frame(_messages(before, line.rank))
+        self._keep(
+            Hit(
+                match.rule,
+                self._found.index,
+                number,
+                text[:2000],
+                line.rank,
+                line.node,
+                stamp,
+                line.kernel,
+                match.groups,
+                match.echo,
+                self._found.stream.kind,
+                code,
             )
+        )
 
     def _keep(self, hit: Hit) -> None:
         found = self._found
@@ -242,7 +251,7 @@ def _stamp_before(before: bytes, rank: int | None) -> Stamp | None:
 def _messages(before: bytes, rank: int | None) -> list[str]:
     """The messages of one rank before a line, oldest first."""
     found = []
-    for raw in before.split(b"\n")[1:] if len(before) >= _LOOKBACK else before.split(b"\n"):
+    for raw in before.split(b"\n"):
         text = clean(raw)
         if text:
             line = head(text)

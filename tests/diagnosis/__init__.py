@@ -1,0 +1,1 @@
+"""The diagnosis engine, on logs of many ranks."""
