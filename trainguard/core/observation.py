@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from trainguard.core.fact import Fact
+from trainguard.core.fact import AnyFloat, Fact
 from trainguard.core.job import Incarnation, JobRef
 
 
@@ -34,7 +34,7 @@ class Progress(Fact):
     step: int
     total: int | None = None
     """The exact maximum. A rounded one (`5.16k`) is no maximum."""
-    loss: float | None = None
+    loss: AnyFloat | None = None
     """May be NaN or infinite: that is a signal."""
     step_seconds: float | None = None
     """Time of one step where the log or two steps tell it."""
@@ -75,7 +75,10 @@ class Observation(Fact):
     """Nodes of the job that the scheduler itself holds for down, drained or not ready."""
     progress: Progress | None = None
     heartbeat_age: float | None = None
+    """Seconds since the training itself last showed life (its step, its own heartbeat file): never the
+    age of what a supervisor or an agent writes of itself."""
     log_age: float | None = None
+    """Seconds since its log last grew."""
     utilisation: Utilisation = Utilisation()
     restart_underway: bool = False
     """The scheduler is bringing the job back by itself (requeue, retries left): hands off."""
