@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainguard.core.fact import Fact
+from trainguard.core.fact import AnyFloat, Fact
 
 MAX_HISTORY = 200
 
@@ -12,9 +12,9 @@ MAX_HISTORY = 200
 class Losses(Fact):
     """What is known of a job's losses."""
 
-    history: tuple[tuple[int, float], ...] = ()
+    history: tuple[tuple[int, AnyFloat], ...] = ()
     """(step, loss), at most 200, thinned evenly over all attempts."""
-    last: float | None = None
+    last: AnyFloat | None = None
     nonfinite: int = 0
     """How many of the last losses in a row were NaN or infinite, each step counted once."""
     nan_grads: int = 0
