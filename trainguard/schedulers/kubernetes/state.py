@@ -1,0 +1,63 @@
+"""One door to all readers: `read_job(kind, object, scene)`, and the incarnation's token. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainguard.core.job import Incarnation, JobRef
+from trainguard.core.observation import Liveness
+from trainguard.schedulers.kubernetes import reading
+from trainguard.schedulers.kubernetes.batch import read_batch_job, read_cron_job
+from trainguard.schedulers.kubernetes.operators import read_operator_job, read_ray_job
+from trainguard.schedulers.kubernetes.pod_group import read_pod_job
+from trainguard.schedulers.kubernetes.reading import Reading, Scene
+from trainguard.schedulers.kubernetes.workloads import read_daemon_set, read_deployment, read_stateful_set
+from trainguard.transports.kube import Object
+
+READERS: dict[str, Callable[[Object, Scene], Reading]] = {
+    "Pod": read_pod_job,
+    "Job": read_batch_job,
+    "CronJob": lambda obj, scene: read_cron_job(obj),
+    "Deployment": read_deployment,
+    "StatefulSet": read_stateful_set,
+    "DaemonSet": read_daemon_set,
+    "PyTorchJob": read_operator_job,
+    "TFJob": read_operator_job,
+    "MPIJob": read_operator_job,
+    "JobSet": read_operator_job,
+    "TrainJob": read_operator_job,
+    "RayJob": read_ray_job,
+}
+
+
+def read_job(obj: Object, scene: Scene) -> Reading:
+    """Read any guarded object. `obj["kind"]` must be set: list items come without it."""
+    told = READERS[str(obj.get("kind"))](obj, scene)
+    if reading.notes(obj).get(reading.CANCELLED) and not told.liveness.terminal:
+        return _with(told, Liveness.STOPPED, "Cancelled")
+    if reading.deleting(obj) and reading.fences(obj) and told.liveness is Liveness.STOPPED:
+        # deleted by a guard to be made again
+        return Reading(Liveness.PENDING, "Recreating", nodes=told.nodes, restart_underway=True)
+    return told
+
+
+def _with(told: Reading, liveness: Liveness, native: str) -> Reading:
+    return Reading(liveness, native, told.reason, nodes=told.nodes, bad_nodes=told.bad_nodes)
+
+
+def token_of(obj: Object, told: Reading) -> str:
+    """Give the incarnation's token: the uid, and what changes where a restart keeps the uid."""
+    return "/".join(part for part in (reading.uid(obj), told.generation) if part)
+
+
+def incarnation(ref: JobRef, obj: Object, told: Reading, native_id: str) -> Incarnation:
+    """Name the incarnation that an object is."""
+    marked = reading.notes(obj).get(reading.ATTEMPT, "1")
+    attempt = int(marked) if marked.isdigit() else 1
+    return Incarnation(
+        job=ref,
+        token=token_of(obj, told),
+        attempt=max(1, attempt + told.restarts),
+        native_id=native_id,
+        started_at=reading.created(obj) or None,
+    )
