@@ -1,0 +1,1 @@
+"""A real training job that meets real trouble, and the list of what it meets."""
