@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from trainguard.core.diagnosis.echo import Echo, echo_of
 from trainguard.core.diagnosis.exits import PROBES
 from trainguard.core.diagnosis.finder import Finder, finder
-from trainguard.core.diagnosis.pattern import required_literals
+from trainguard.core.diagnosis.pattern import requirements
 from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
 from trainguard.core.diagnosis.text import Head
 from trainguard.core.evidence import EvidenceKind
 
+_ANCHOR = re.compile(r"(?<![\[\\])\^")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -46,15 +47,28 @@ class Found:
     """The end of a process."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+@dataclass(frozen=True)
+class Entry:
+    """One pattern and what it is for."""
+
     rule: Rule | None
     """None for a probe."""
     near: Near | None
     pattern: str
 
+    @cached_property
+    def also(self) -> tuple[tuple[bytes, ...], ...]:
+        """Literals beside those that found the line: one of each is in every line that fits."""
+        return tuple(tuple(t.encode() for t in sorted(s)) for s in requirements(self.pattern)[1:])
+
+    @cached_property
+    def loose(self) -> str:
+        """The pattern without its anchors to the beginning of the message."""
+        return _ANCHOR.sub("", self.pattern)
+
     @property
     def key(self) -> tuple[str, int, str]:
+        """What makes it the same as another."""
         return (self.rule.id if self.rule else "", id(self.near), self.pattern)
 
 
@@ -65,20 +79,20 @@ class Matcher:
         self.catalogue = catalogue
         self._native = native
         self._compiled: dict[str, re.Pattern[str]] = {}
-        self._entries: dict[str, list[_Entry]] = {}
+        self._entries: dict[str, list[Entry]] = {}
         for rule in catalogue.rules:
             for pattern in rule.any_of:
-                self._add(_Entry(rule, None, pattern))
+                self._add(Entry(rule, None, pattern))
             for near in (rule.near, rule.not_near):
                 for pattern in near.any_of if near else ():
-                    self._add(_Entry(rule, near, pattern))
+                    self._add(Entry(rule, near, pattern))
         for pattern in PROBES:
-            self._add(_Entry(None, None, pattern))
+            self._add(Entry(None, None, pattern))
         self._literals = sorted(self._entries)
-        self._by_set: dict[frozenset[int], tuple[_Entry, ...]] = {}
+        self._by_set: dict[frozenset[int], tuple[Entry, ...]] = {}
 
-    def _add(self, entry: _Entry) -> None:
-        for literal in required_literals(entry.pattern):
+    def _add(self, entry: Entry) -> None:
+        for literal in requirements(entry.pattern)[0]:
             self._entries.setdefault(literal, []).append(entry)
 
     @cached_property
@@ -92,10 +106,10 @@ class Matcher:
             found = self._compiled[pattern] = re.compile(pattern)
         return found
 
-    def _candidates(self, literals: frozenset[int]) -> tuple[_Entry, ...]:
+    def _candidates(self, literals: frozenset[int]) -> tuple[Entry, ...]:
         found = self._by_set.get(literals)
         if found is None:
-            entries: dict[tuple[str, int, str], _Entry] = {}
+            entries: dict[tuple[str, int, str], Entry] = {}
             for index in sorted(literals):
                 for entry in self._entries[self._literals[index]]:
                     entries[entry.key] = entry
@@ -104,13 +118,26 @@ class Matcher:
                 self._by_set[literals] = found
         return found
 
+    def plausible(self, literals: frozenset[int], raw: bytes) -> tuple[Entry, ...]:
+        """Those whose every literal is in the line: most lines that hold a common word end here."""
+        lower = raw.lower()
+        return tuple(
+            entry
+            for entry in self._candidates(literals)
+            if all(any(text in lower for text in texts) for texts in entry.also)
+        )
+
+    def fitting(self, entries: Sequence[Entry], text: str) -> tuple[Entry, ...]:
+        """Those that fit somewhere in the line, wherever its message begins."""
+        return tuple(entry for entry in entries if self._expression(entry.loose).search(text) is not None)
+
     def match(
-        self, literals: frozenset[int], head: Head, text: str, before: Callable[[], str], kind: EvidenceKind
+        self, entries: Sequence[Entry], head: Head, text: str, before: Callable[[], str], kind: EvidenceKind
     ) -> Found:
         """The rules that fit a line, those that wanted such a line near, and what it tells of an exit."""
         matches: dict[str, Match] = {}
         found = Found([], [])
-        for entry in self._candidates(literals):
+        for entry in entries:
             rule = entry.rule
             if rule is None:
                 found.probe = found.probe or self._search(entry.pattern, head, text)

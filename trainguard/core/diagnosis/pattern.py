@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -28,57 +29,14 @@ _UNBOUNDED = 50
 """Quantifiers above this count as unbounded when they are nested."""
 _SHORTEST = 3
 """Shorter literals are in every line."""
-_DULL = frozenset(
-    [
-        "error",
-        "errors",
-        "warning",
-        "failed",
-        "failure",
-        "rank",
-        "loss",
-        "step",
-        "epoch",
-        "iteration",
-        "cuda",
-        "torch",
-        "python",
-        "file",
-        "line",
-        "info",
-        "node",
-        "memory",
-        "nccl",
-        "worker",
-        "process",
-        "time",
-        "gpu",
-        "job",
-        "data",
-        "the",
-        "and",
-        "for",
-        "with",
-        "not",
-        "from",
-        "was",
-        "http",
-        "https",
-        "message",
-        "reason",
-        "device",
-        "root",
-        "name",
-        "type",
-        "status",
-        "exception",
-        "runtimeerror",
-        "while",
-        "when",
-        "main",
-        "raise",
-    ]
-)
+_DULL_WORDS = """
+    error errors warning failed failure fail rank loss step epoch iteration cuda torch python file line
+    info node memory nccl worker process time gpu job data the and for with not from was http https
+    message reason device root name type status exception runtimeerror while when main raise checkpoint
+    checkpoints load loading loaded save saving saved read write reading retry retrying config model
+    training train dataset batch connection network server client request response version
+"""
+_DULL = frozenset(_DULL_WORDS.split())
 """Words of nearly every log: useless for finding a line."""
 
 Literals = frozenset[str]
@@ -93,15 +51,20 @@ def check(pattern: str, *, searched: bool = True) -> None:
 
     A pattern that lines are `searched` for also needs literals to find them by.
     """
-    try:
-        tree = _parser.parse(pattern)
-    except re.error as error:
-        raise PatternError(f"{pattern!r} is no regular expression: {error}") from error
+    tree = _parsed(pattern)
     _walk(tree, pattern, repeated=False)
-    if re.match(pattern, "") is not None:
+    if tree.getwidth()[0] == 0:
         raise PatternError(f"{pattern!r} matches the empty line")
     if searched:
-        required_literals(pattern)
+        requirements(pattern)
+
+
+@lru_cache(maxsize=8192)
+def _parsed(pattern: str) -> Any:
+    try:
+        return _parser.parse(pattern)
+    except re.error as error:
+        raise PatternError(f"{pattern!r} is no regular expression: {error}") from error
 
 
 def _walk(tree: Any, pattern: str, *, repeated: bool) -> None:
@@ -127,73 +90,72 @@ def _inside(op: Any, argument: Any) -> Iterable[Any]:
     return ()
 
 
-def required_literals(pattern: str) -> Literals:
-    """Lower-case literals of which every match holds at least one. Raises PatternError where there are none."""
-    found = _of_sequence(_parser.parse(pattern))
-    if found is None or min(map(len, found)) < _SHORTEST:
+@lru_cache(maxsize=8192)
+def requirements(pattern: str) -> tuple[Literals, ...]:
+    """Sets of lower-case literals; every match holds one of each set. The first set finds lines best.
+
+    Raises PatternError where no set is of use.
+    """
+    sets = [s for s in _of_sequence(_parsed(pattern)) if min(map(len, s)) >= _SHORTEST]
+    if not sets:
         raise PatternError(f"{pattern!r} needs {_SHORTEST} fixed characters in a row in each alternative")
-    return found
+    return tuple(sorted(set(sets), key=_value, reverse=True))
 
 
-def _worth(literals: Literals) -> int:
-    """Length of the dullest literal: the longer, the rarer in a log."""
-    return min(_worth_of(text) for text in literals)
+def _value(literals: Literals) -> tuple[bool, int, int, list[str]]:
+    long_enough = min(map(len, literals)) >= _SHORTEST
+    return long_enough, min(_worth(text) for text in literals), -len(literals), sorted(literals)
 
 
-def _worth_of(text: str) -> int:
-    words = re.findall(r"[^\W_]+", text)
+def _worth(text: str) -> int:
+    """Length without what is in every log: the longer, the rarer."""
+    words = re.findall(r"[^\W\d_]+", text)
     bright = sum(len(word) for word in words if word not in _DULL)
     dull = (len(text) - bright) // (2 if len(words) > 1 else 4)
     return min(len(text), bright + dull)
 
 
-def _of_sequence(tree: Any) -> Literals | None:
-    """The best choice among a sequence's runs of literals and its groups."""
-    choices: list[Literals] = []
+def _of_sequence(tree: Any) -> list[Literals]:
+    """The sets of a sequence: its runs of letters, and what its groups require."""
+    sets: list[Literals] = []
     run = ""
     for op, argument in tree:
-        letter = _letter(op, argument)
-        if letter is not None:
-            run += letter
+        letters = _letters(op, argument)
+        if letters is not None:
+            run += letters
             continue
         if op is _constants.AT:
             continue
-        group = _of_group(op, argument)
-        if group is not None and len(group) == 1 and op is _constants.SUBPATTERN and _plain(argument[3]):
-            run += next(iter(group))
-            continue
         if run:
-            choices.append(frozenset({run}))
+            sets.append(frozenset({run}))
             run = ""
-        if group is not None:
-            choices.append(group)
+        sets += _of_group(op, argument)
     if run:
-        choices.append(frozenset({run}))
-    return max(choices, key=lambda c: (_worth(c), -len(c), sorted(c)), default=None)
+        sets.append(frozenset({run}))
+    return sets
 
 
-def _plain(tree: Any) -> bool:
-    return all(_letter(op, argument) is not None for op, argument in tree)
-
-
-def _letter(op: Any, argument: Any) -> str | None:
+def _letters(op: Any, argument: Any) -> str | None:
+    """The text that a part of a pattern stands for, if it is one text only but for case."""
     if op is _constants.LITERAL:
         return chr(argument).lower()
     if op is _constants.IN and all(kind is _constants.LITERAL for kind, _ in argument):
         letters = {chr(value).lower() for _, value in argument}
-        if len(letters) == 1:
-            return letters.pop()
+        return letters.pop() if len(letters) == 1 else None
+    if op is _constants.SUBPATTERN:
+        parts = [_letters(*part) for part in argument[3]]
+        return None if None in parts else "".join(part for part in parts if part)
     return None
 
 
-def _of_group(op: Any, argument: Any) -> Literals | None:
+def _of_group(op: Any, argument: Any) -> list[Literals]:
     if op is _constants.SUBPATTERN:
         return _of_sequence(argument[3])
     if op is _constants.BRANCH:
-        every = [_of_sequence(branch) for branch in argument[1]]
-        if any(one is None for one in every):
-            return None
-        return frozenset().union(*(one for one in every if one))
+        every: list[Literals] = [
+            max(_of_sequence(branch), key=_value, default=frozenset()) for branch in argument[1]
+        ]
+        return [frozenset().union(*every)] if all(every) else []
     if op in _REPEATS and argument[0] > 0:
         return _of_sequence(argument[2])
-    return None
+    return []

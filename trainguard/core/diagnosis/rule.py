@@ -41,7 +41,13 @@ def _checked(patterns: tuple[str, ...], *, searched: bool) -> tuple[str, ...]:
     return patterns
 
 
-class Near(Fact):
+class _Row(Fact):
+    """A part of a row. Without docstrings as descriptions: reading them back takes longer than the catalogue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=False)
+
+
+class Near(_Row):
     """Another line that must be close by for the rule to hold."""
 
     any_of: tuple[str, ...] = Field(min_length=1)
@@ -51,7 +57,7 @@ class Near(Fact):
     _patterns = field_validator("any_of")(_searched)
 
 
-class Value(Fact):
+class Value(_Row):
     """What the number in a named group must be. One comparison that holds is enough."""
 
     group: str
@@ -69,7 +75,7 @@ class Value(Fact):
         return self
 
 
-class FactsMatch(Fact):
+class FactsMatch(_Row):
     """What the scheduler itself says. Every field that is given must hold; within a list one is enough."""
 
     oom_killed: bool | None = None
@@ -85,10 +91,8 @@ class FactsMatch(Fact):
         return self
 
 
-class Rule(Fact):
+class Rule(_Row):
     """One condition: how it shows, what it means, what fits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
     id: str = Field(pattern=r"^[A-Z][A-Z0-9]*-[0-9]{3}$")
     name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trainguard.core.diagnosis.echo import Echo
 from trainguard.core.diagnosis.exits import Exit, exit_of
-from trainguard.core.diagnosis.matcher import Match, Matcher
+from trainguard.core.diagnosis.matcher import Entry, Match, Matcher
 from trainguard.core.diagnosis.rule import Near, Rule
 from trainguard.core.diagnosis.steps import Point, points
 from trainguard.core.diagnosis.stream import LINE_LIMIT, Chunk, Stream, chunks
@@ -24,7 +24,7 @@ _AT_ONCE = 2_000
 """Lines with the same literals that are looked at as they come; later ones only if they are the last."""
 _LAST = 128
 _EXITS = 2_000
-_REGION = 1 << 16
+_REGION = 1 << 15
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
 _SAMPLE = 1 << 11
 """Bytes at the end of each chunk whose progress lines are read."""
@@ -127,7 +127,7 @@ class _Scanner:
         found.tail = self._previous
         for literals, waiting in self._waiting.items():
             for number, raw, before in waiting:
-                self._line(literals, number, raw, before)
+                self._line(self._matcher.plausible(literals, raw), number, raw, before)
         if found.size > _REGION:
             tail = found.tail[found.tail.find(b"\n") + 1 :]
             first = found.lines - tail.count(b"\n")
@@ -154,25 +154,29 @@ class _Scanner:
             self._candidate(frozenset(literals), number, data, start, end)
 
     def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
+        raw = data[start:end]
+        entries = self._matcher.plausible(literals, raw)
+        if not entries:
+            return
         seen = self._seen.get(literals, 0) + 1
         self._seen[literals] = seen
-        raw = data[start:end]
         before = data[max(0, start - _LOOKBACK) : start]
         if start < _LOOKBACK and self._previous:
             before = self._previous[start - _LOOKBACK :] + before
         if seen <= _AT_ONCE:
-            self._line(literals, number, raw, before)
+            self._line(entries, number, raw, before)
         else:
             waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
             waiting.append((number, raw, before[-512:]))
 
-    def _line(self, literals: frozenset[int], number: int, raw: bytes, before: bytes) -> None:
+    def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: bytes) -> None:
         text = clean(raw)
-        if not text:
+        entries = self._matcher.fitting(entries, text)
+        if not entries:
             return
         line = head(text)
         found = self._matcher.match(
-            literals, line, text, lambda: _message_before(before), self._found.stream.kind
+            entries, line, text, lambda: _message_before(before), self._found.stream.kind
         )
         if found.probe is not None and len(self._found.exits) < _EXITS:
             self._found.exits.append(

@@ -16,7 +16,9 @@ _COUNTER = re.compile(
 _EPOCH_BATCH = re.compile(
     r"(?i)\bepoch\b[:\s]*\[?\s*(?P<epoch>\d{1,6})\]?(?:/\d{1,6})?[:\s,\]\[]*(?P<step>\d{1,9})\s*/\s*(?P<total>\d{1,9})"
 )
-_BAR = re.compile(r"(?P<label>[^|]{0,80})\|[^|]{0,300}\|?\s*(?P<step>\d{1,10})/(?P<total>\d{1,10}) \[[\d:]+<")
+_BAR = re.compile(
+    r"^(?P<label>[^|]{0,160})\|[^|]{0,300}\|?\s*(?P<step>\d{1,10})/(?P<total>\d{1,10}) \[[\d:]+<"
+)
 _EPOCH = re.compile(r"['\"]epoch['\"]:\s*(?P<epoch>\d+(?:\.\d+)?)")
 _LOSS = re.compile(
     r"(?i)(?:^|[\s'\"_|,{(])(?:lm |train(?:ing)?[_ ])?loss['\"]?\s*[:=]?\s*(?P<loss>[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))\b"
@@ -66,12 +68,12 @@ def _lines(data: bytes, first_line: int) -> Iterable[tuple[int, bytes]]:
 
 
 def _counted(text: str) -> tuple[str, float] | None:
-    bar = _BAR.search(text)
+    bar = _BAR.search(text) if "<" in text else None
     if bar is not None:
         if _NOT_TRAINING.search(bar["label"]):
             return None
         return "bar " + re.sub(r"[\d.%\s]+", "", bar["label"])[:20], float(bar["step"])
-    batch = _EPOCH_BATCH.search(text)
+    batch = _EPOCH_BATCH.search(text) if "poch" in text else None
     if batch is not None:
         return "epoch", float(batch["epoch"]) * 1e9 + float(batch["step"])
     counter = _COUNTER.search(text)
