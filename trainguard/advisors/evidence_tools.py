@@ -1,0 +1,198 @@
+"""Read-only evidence tools on MCP servers that the owner names.
+
+A server is asked for its tools when a consultation begins. Only those are offered that the owner lists, or, where he
+lists none, those that the server itself marks as read-only. Whatever they answer is evidence: data, masked, bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from trainguard.core.errors import ConfigError, UserError
+from trainguard.core.fact import Fact
+from trainguard.core.masking import Masker, mask
+from trainguard.core.message_formats import clean
+
+logger = logging.getLogger(__name__)
+
+NAME_SEPARATOR = "__"
+_MAX_TOOLS = 24
+_DESCRIPTION_LIMIT = 500
+
+
+class ToolServer(Fact):
+    """One MCP server: a command to start, or the address of one that runs."""
+
+    name: str
+    """Letters, digits and dashes."""
+    command: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    """For the command; nothing else of the guard's environment is passed on but PATH, HOME and the like."""
+    url: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+    """For the address, such as Authorization."""
+    tools: tuple[str, ...] = ()
+    """The only ones to offer. Empty: those that the server marks as read-only."""
+    timeout: float = 20.0
+    """Seconds for connecting, and for each call."""
+
+
+class EvidenceTools(Protocol):
+    """Tools that a model may be offered during one consultation."""
+
+    @property
+    def offered(self) -> tuple[Mapping[str, Any], ...]:
+        """In the form of OpenAI's function tools."""
+
+    async def call(self, name: str, arguments: str, masker: Masker, limit: int) -> list[str]:
+        """Call one; gives lines, masked and bounded. Failures are told as lines, never raised."""
+
+
+class NoTools:
+    """No server was named."""
+
+    offered: tuple[Mapping[str, Any], ...] = ()
+
+    async def call(self, name: str, arguments: str, masker: Masker, limit: int) -> list[str]:
+        """There is nothing to call."""
+        return [f"There is no tool {name[:60]!r}."]
+
+
+class McpTools:
+    """Tools of connected MCP servers."""
+
+    def __init__(self) -> None:
+        self.offered: tuple[Mapping[str, Any], ...] = ()
+        self._routes: dict[str, tuple[Any, ToolServer, str]] = {}
+
+    async def add(self, server: ToolServer, client: Any) -> None:
+        """Take over the permitted tools of a connected server."""
+        async with asyncio.timeout(server.timeout):
+            listed = await client.list_tools()
+        for tool in listed.tools:
+            if not _permitted(server, tool) or len(self.offered) >= _MAX_TOOLS:
+                continue
+            name = f"{server.name}{NAME_SEPARATOR}{tool.name}"[:64]
+            self._routes[name] = (client, server, tool.name)
+            function = {
+                "name": name,
+                "description": clean(mask(tool.description or ""))[:_DESCRIPTION_LIMIT],
+                "parameters": dict(tool.input_schema),
+            }
+            self.offered = (*self.offered, {"type": "function", "function": function})
+
+    async def call(self, name: str, arguments: str, masker: Masker, limit: int) -> list[str]:
+        """Call one; gives lines, masked and bounded. Failures are told as lines, never raised."""
+        from mcp import MCPError
+
+        if name not in self._routes:
+            return [f"There is no tool {name[:60]!r}."]
+        client, server, tool = self._routes[name]
+        try:
+            given = json.loads(arguments or "{}")
+        except (json.JSONDecodeError, RecursionError):
+            return ["The arguments are not JSON."]
+        if not isinstance(given, dict):
+            return ["The arguments are no JSON object."]
+        real = _unmasked(given, masker)
+        try:
+            async with asyncio.timeout(server.timeout):
+                result = await client.call_tool(tool, real)
+        except TimeoutError:
+            return [f"The tool did not answer within {server.timeout:g} s."]
+        except (MCPError, OSError, RuntimeError, ValueError) as problem:
+            return _bounded(f"The tool failed: {type(problem).__name__}: {problem}", masker, limit)
+        text = "\n".join(block.text for block in result.content if getattr(block, "type", "") == "text")
+        return _bounded(text, masker, limit) or ["The tool gave no text."]
+
+
+@asynccontextmanager
+async def connected(servers: tuple[ToolServer, ...]) -> AsyncIterator[EvidenceTools]:
+    """Connect to the servers for one consultation. One that can't be reached is left out, with a warning."""
+    if not servers:
+        yield NoTools()
+        return
+    tools = McpTools()
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            await _connect(server, tools, stack)
+        yield tools
+
+
+async def _connect(server: ToolServer, tools: McpTools, stack: AsyncExitStack) -> None:
+    try:
+        import mcp
+    except ImportError as problem:
+        raise UserError("mcp is not installed", "pip install 'trainguard[llm]'") from problem
+    attempt = AsyncExitStack()
+    try:
+        # No asyncio.timeout around entering: the client's task group must be left where it was entered.
+        client = await attempt.enter_async_context(await _client(server, attempt))
+        await tools.add(server, client)
+    except (TimeoutError, OSError, mcp.MCPError, RuntimeError, ValueError, ExceptionGroup) as problem:
+        logger.warning(
+            "evidence tools of %s are left out: %s: %s",
+            server.name,
+            type(problem).__name__,
+            mask(str(problem)),
+        )
+        await _left(attempt)
+        return
+    stack.push_async_exit(attempt)
+
+
+async def _left(attempt: AsyncExitStack) -> None:
+    """Leave a half-made connection without letting its own troubles out."""
+    try:
+        await attempt.aclose()
+    except (OSError, RuntimeError, ExceptionGroup) as problem:
+        logger.debug("closing: %s", problem)
+
+
+async def _client(server: ToolServer, stack: AsyncExitStack) -> Any:
+    from mcp import Client, StdioServerParameters, stdio_client
+    from mcp.client.streamable_http import streamable_http_client
+
+    if bool(server.command) == bool(server.url):
+        raise ConfigError(f"tool_servers.{server.name}", "needs either a command or a url")
+    if server.url:
+        import httpx2  # what mcp itself speaks HTTP with
+
+        http = await stack.enter_async_context(
+            httpx2.AsyncClient(headers=dict(server.headers), timeout=server.timeout)
+        )
+        return Client(
+            streamable_http_client(server.url, http_client=http), read_timeout_seconds=server.timeout
+        )
+    parameters = StdioServerParameters(
+        command=server.command[0], args=list(server.command[1:]), env=dict(server.environment)
+    )
+    silent = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 (closed with the stack)
+    return Client(stdio_client(parameters, errlog=silent), read_timeout_seconds=server.timeout)
+
+
+def _permitted(server: ToolServer, tool: Any) -> bool:
+    if server.tools:
+        return tool.name in server.tools
+    hints = tool.annotations
+    return bool(hints and hints.read_only_hint and not hints.destructive_hint)
+
+
+def _unmasked(arguments: dict[str, Any], masker: Masker) -> dict[str, Any]:
+    """The model knows hosts by their pseudonyms only; the owner's tool must get the real ones."""
+    return {
+        name: masker.unmask(value) if isinstance(value, str) else value for name, value in arguments.items()
+    }
+
+
+def _bounded(text: str, masker: Masker, limit: int) -> list[str]:
+    shown = clean(masker.mask(text[: limit * 4]))[:limit].rstrip()
+    lines = shown.split("\n") if shown else []
+    return [*lines, "[truncated]"] if len(text) > limit else lines
