@@ -470,15 +470,16 @@ def check_config(raw: Json) -> Json:
 
 
 def load_config(path: Path | None) -> Json:
-    """Read supervisor.toml or supervisor.json. Raises SupervisorError with what to mend."""
+    """Read supervisor.toml, supervisor.json, or JSON from standard input (`-`). Raises SupervisorError with what to mend."""
     if path is None:
         return check_config({})
+    standard_input = str(path) == "-"
     try:
-        data = path.read_bytes()
+        data = sys.stdin.buffer.read() if standard_input else path.read_bytes()
     except OSError as error:
         raise SupervisorError("--config", f"{path}: {error.strerror}") from error
     try:
-        if path.suffix == ".json":
+        if standard_input or path.suffix == ".json":
             raw = json.loads(data.decode())
         else:
             import tomllib
@@ -1367,6 +1368,7 @@ def compose(spec: Json, number: int, sticky: Json) -> Json:
         argv = with_argument(argv, resume["name"], resume["path"])
     if resume.get("path") and resume["by"] == "environment":
         env[resume["name"]] = resume["path"]
+    env["TRAINGUARD_RESUME_FROM"] = resume.get("path") or ""
     token = f"{number}-{uuid.uuid4().hex[:16]}"
     env.update(TRAINGUARD_ATTEMPT=token, TRAINGUARD_ATTEMPT_NUMBER=str(number))
     return {
@@ -1959,6 +1961,8 @@ class Supervisor:
         sticky.update(fence=command["fence"], retry=0, fix="")
         resume = command.get("resume")
         if resume is not None:
+            directory = self.config["checkpoints"]["directory"]
+            resume = {**self.config["resume"], "directory": directory, **resume}
             check_resume(resume, Path(self.spec["cwd"]))
             sticky["resume"] = resume
         limit = command.get("memory_limit")
@@ -2114,12 +2118,10 @@ def heartbeats(folder: Path, number: int, config: Json, cwd: Path) -> Json:
     found: Json = {"log_at": None, "heartbeat_at": None}
     attempt = Attempt(folder, number)
     times = [(attempt.read("started") or {}).get("at")]
-    try:
+    with contextlib.suppress(OSError):
         for _, path in pieces(folder / "logs", number)[-1:]:
             found["log_at"] = path.stat().st_mtime
             times.append(found["log_at"])
-    except OSError as error:
-        raise StateError(f"{folder}: {error}") from error
     step, total = find_step(last_bytes(attempt, 16384), config["heartbeat"]["step_pattern"])
     beat = cwd / (config["heartbeat"]["file"] or folder / "heartbeat.json")
     with contextlib.suppress(OSError, StateError):
@@ -2161,8 +2163,8 @@ def view(folder: Path) -> Json:
     if not present:
         raise MissingError(f"{folder}: no supervisor ever worked here")
     state = read_json(folder / "state.json")
-    if state is None or state.get("status") not in STATUSES or state.get("version") != VERSION:
-        raise StateError(f"{folder}/state.json: status or version is not one that this supervisor writes")
+    if state is None or not isinstance(state.get("status"), str) or state.get("version") != VERSION:
+        raise StateError(f"{folder}/state.json: not a state of version {VERSION}")
     try:
         return corrected(folder, state)
     except (KeyError, TypeError, ValueError) as error:
@@ -2246,9 +2248,10 @@ def send(folder: Path, command: Json) -> None:
             pass
         finally:
             temporary.unlink()
-        sync_folder(target.parent)
     except OSError as error:
         raise StateError(f"{folder}: the command could not be written: {error.strerror or error}") from error
+    with contextlib.suppress(OSError):  # it is sent, and perhaps seen already
+        sync_folder(target.parent)
 
 
 def result_of(folder: Path, fence: str) -> Json | None:
@@ -2318,8 +2321,9 @@ def detach(folder: Path) -> int | None:
         with os.fdopen(read, "rb") as news:
             data = news.read(MIB)
         os.waitpid(child, 0)
+        code = announce(folder, data)
         sys.stdout.flush()
-        os._exit(announce(folder, data))
+        os._exit(code)
     os.close(read)
     os.setsid()
     if os.fork():
@@ -2345,6 +2349,14 @@ def close_inherited(keep: set[int], *also: int) -> None:
                 os.close(descriptor)
 
 
+def tell_error(error: SupervisorError) -> None:
+    """Tell people on standard error and, where nobody watches it, programs on standard output."""
+    sys.stderr.write(f"{error}\n")
+    if not sys.stdout.isatty():
+        print(json.dumps({"error": {"field": error.field, "problem": error.problem, "remedy": error.remedy}}))
+    sys.stdout.flush()
+
+
 def announce(folder: Path, data: bytes) -> int:
     """Print the supervisor's first news as one JSON object, or as a refusal for people. Gives the exit code."""
     try:
@@ -2353,7 +2365,7 @@ def announce(folder: Path, data: bytes) -> int:
         sys.stderr.write(f"the supervisor did not start; see {folder}/supervisor.log\n")
         return 1
     if state["status"] == "refused":
-        sys.stderr.write(state["reason"] + "\n")
+        tell_error(SupervisorError(**state["refusal"]))
         return 2
     print(
         json.dumps({"state": str(folder), **{k: state.get(k) for k in ("status", "attempt", "token", "pid")}})
@@ -2384,7 +2396,8 @@ def sign_lock(folder: Path) -> None:
 def command_start(arguments: argparse.Namespace) -> int:
     """Start a job, or a new attempt of one that is over, or take up one that runs."""
     config = load_config(Path(arguments.config) if arguments.config else None)
-    base = Path(arguments.config).resolve().parent if arguments.config and config["cwd"] else Path.cwd()
+    in_file = arguments.config not in ("", "-") and config["cwd"]
+    base = Path(arguments.config).resolve().parent if in_file else Path.cwd()
     command = list(arguments.command) or config["command"]
     if command[:1] == ["--"]:
         command = command[1:]
@@ -2501,7 +2514,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except SupervisorError as error:
-        sys.stderr.write(f"{error}\n")
+        tell_error(error)
         return 2
     except (StateError, Refusal) as error:
         sys.stderr.write(f"{error}\n")

@@ -1,0 +1,153 @@
+"""What can be found out about a job on its own machine. Blocking; bounded in bytes and time."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from trainguard.core.evidence import Evidence, EvidenceKind
+from trainguard.core.job import Job
+from trainguard.core.observation import LogSource
+from trainguard.supervisor import supervisor
+
+LOG_BYTES = 4_000_000
+EARLIER_BYTES = 256_000
+SAVED_BYTES = 400_000
+KILLED = re.compile(r"Killed process (\d+)|oom_reaper: reaped process (\d+)|oom-kill:.*\bpid=(\d+)")
+
+
+def collect(job: Job) -> list[Evidence]:
+    """Gather log tails, state, attempts, kernel log, stacks and GPU state."""
+    folder = Path(job.ref.id)
+    found: list[Evidence] = []
+    try:
+        state = supervisor.view(folder)
+    except supervisor.StateError as error:
+        state = {}
+        found.append(_note(folder, "state", str(error)))
+    found += _logs(folder, state)
+    found += [_extra(Path(word)) for word in job.extra_logs]
+    if state:
+        found.append(
+            _said("supervisor state", EvidenceKind.STATUS, json.dumps(state, indent=1, sort_keys=True))
+        )
+        attempts = "\n".join(json.dumps(row, sort_keys=True) for row in state.get("attempts", []))
+        found.append(_said("attempts", EvidenceKind.ACCOUNTING, attempts))
+        found += _processes(folder, state)
+    found += _kernel(state)
+    found += _saved(folder, state)
+    return [item for item in found if item.text]
+
+
+def stream_name(folder: Path, attempt: int) -> str:
+    """Name an attempt's log stream: its first piece, whatever rotation made of it."""
+    return str(folder / "logs" / f"attempt-{attempt:04d}.log")
+
+
+def _logs(folder: Path, state: dict[str, Any]) -> list[Evidence]:
+    try:
+        numbers = supervisor.attempt_numbers(folder)
+    except supervisor.StateError as error:
+        return [_note(folder, "logs", str(error))]
+    found = []
+    for number in numbers[-2:]:
+        size = LOG_BYTES if number == numbers[-1] else EARLIER_BYTES
+        try:
+            found.append(_log(folder, number, size))
+        except OSError as error:
+            found.append(_note(folder, stream_name(folder, number), str(error)))
+    return found
+
+
+def _log(folder: Path, number: int, size: int) -> Evidence:
+    pieces = supervisor.pieces(folder / "logs", number)
+    start = supervisor.newest_start(folder / "logs", number, size)
+    at, data, _ = supervisor.read_span(pieces, start, size)
+    return Evidence(
+        source=LogSource(name=stream_name(folder, number)),
+        kind=EvidenceKind.LOG,
+        text=data.decode("utf-8", "replace"),
+        first_line=1 if at == 0 else None,
+        at=time.time(),
+        truncated=at > 0,
+    )
+
+
+def _extra(path: Path) -> Evidence:
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            file.seek(max(0, end - EARLIER_BYTES))
+            data = file.read(EARLIER_BYTES)
+    except OSError as error:
+        return _note(path, str(path), str(error))
+    return Evidence(
+        source=LogSource(name=str(path)),
+        kind=EvidenceKind.LOG,
+        text=data.decode("utf-8", "replace"),
+        first_line=1 if end <= EARLIER_BYTES else None,
+        at=time.time(),
+        truncated=end > EARLIER_BYTES,
+    )
+
+
+def _processes(folder: Path, state: dict[str, Any]) -> list[Evidence]:
+    """Stacks and GPU state of what runs now."""
+    found = []
+    if state["status"] == "running" and state["attempt"]:
+        try:
+            pids = sorted(supervisor.Attempt(folder, state["attempt"]).processes())[:8]
+        except supervisor.StateError as error:
+            return [_note(folder, "processes", str(error))]
+        text = "\n\n".join(supervisor.stacks_of(pid) for pid in pids)
+        found.append(_said("process stacks", EvidenceKind.STACKS, text))
+    if shutil.which("nvidia-smi"):
+        found.append(_said("nvidia-smi", EvidenceKind.UTILISATION, supervisor.output_of(("nvidia-smi",), 10)))
+    return found
+
+
+def _kernel(state: dict[str, Any]) -> list[Evidence]:
+    """The kernel's lines since the attempt began, without kills of processes that are not the job's."""
+    text = supervisor.kernel_log(float(state.get("started_at") or 0))
+    if not text:
+        return [_note(Path("/"), "kernel log", "neither journalctl nor dmesg may be read, or both are empty")]
+    ours = {int(pid) for pid in [*state.get("pids", []), state.get("pid") or 0]}
+    return [_said("kernel log", EvidenceKind.KERNEL, without_strangers(text, ours))]
+
+
+def without_strangers(text: str, ours: set[int]) -> str:
+    """Leave out the out-of-memory kills of other jobs' processes: on a shared machine they prove nothing."""
+    kept, left_out = [], 0
+    for line in text.splitlines():
+        match = KILLED.search(line)
+        if match and int(next(group for group in match.groups() if group)) not in ours:
+            left_out += 1
+        else:
+            kept.append(line)
+    if left_out:
+        kept.append(f"[trainguard] {left_out} lines about other jobs' processes left out")
+    return "\n".join(kept)
+
+
+def _saved(folder: Path, state: dict[str, Any]) -> list[Evidence]:
+    """What the supervisor saved before it ended the attempt before this one."""
+    fence = str(state.get("fence") or "")
+    if not supervisor.FENCE.match(fence):
+        return []
+    path = folder / "evidence" / fence / "stacks.txt"
+    data = supervisor.tail_of(path, SAVED_BYTES)
+    return [_said(str(path), EvidenceKind.STACKS, data.decode("utf-8", "replace"))]
+
+
+def _said(name: str, kind: EvidenceKind, text: str) -> Evidence:
+    return Evidence(source=LogSource(name=name, kind=kind.value), kind=kind, text=text, at=time.time())
+
+
+def _note(folder: Path, name: str, problem: str) -> Evidence:
+    source = LogSource(name=name, kind=EvidenceKind.STATUS.value)
+    text = f"{name} of {folder} could not be read: {problem}"
+    return Evidence(source=source, kind=EvidenceKind.STATUS, text=text, at=time.time())
