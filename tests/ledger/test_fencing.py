@@ -132,5 +132,5 @@ class Fencing(RuleBasedStateMachine):
 
 TestFencing = Fencing.TestCase
 TestFencing.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )

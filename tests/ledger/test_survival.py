@@ -56,7 +56,7 @@ async def test_what_a_killed_writer_said_is_always_there(url: str) -> None:
     await prepare(url)
     chance = random.Random(7)
     said: list[str] = []
-    for killed in range(4):
+    for killed in range(3):
         first = 1 + sum(line.startswith("intent") for line in said) + killed
         writer = await process("act", url, str(first))
         assert writer.stdout is not None
@@ -226,6 +226,23 @@ async def test_a_cancelled_write_is_whole_and_leaves_no_lock(ledger: Ledger, lea
     await ledger.save_health(lease, KEY, "last")
     assert await ledger.health(KEY) == "last"
     assert time.monotonic() - started < 4
+
+
+async def test_a_write_begun_is_finished_though_its_caller_is_cancelled(
+    sqlite: Ledger, sqlite_lease: Lease
+) -> None:
+    assert sqlite.location.path is not None
+    with sqlite3.connect(sqlite.location.path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(sqlite.save_health(sqlite_lease, KEY, "whole"))
+        await asyncio.wait([writing], timeout=0.2)
+        writing.cancel()
+        await asyncio.wait([writing], timeout=0.1)
+        other.execute("ROLLBACK")
+    other.close()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
+    assert await sqlite.health(KEY) == "whole"
 
 
 async def test_hundreds_of_guards_share_one_ledger(ledger: Ledger) -> None:
