@@ -18,7 +18,7 @@ from trainguard.core.incident import Incident
 from trainguard.core.masking import mask
 from trainguard.core.observation import LogSource
 from trainguard.core.signal_meaning import meaning_of
-from trainguard.core.verdict import Diagnosis, FaultClass, SaidBy
+from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.tasks.context import GuardContext, current_guard
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ async def find_root_cause(incident: Incident, evidence: Sequence[Evidence]) -> D
 
 def by_signals(incident: Incident, diagnosis: Diagnosis) -> Diagnosis:
     """Say what the signals show where the evidence alone shows nothing: a stall, a NaN, a question."""
-    if diagnosis.by is not SaidBy.NOBODY or diagnosis.fault not in {FaultClass.UNKNOWN, FaultClass.HEALTHY}:
+    if diagnosis.fault not in {FaultClass.UNKNOWN, FaultClass.HEALTHY}:
         return diagnosis
     return meaning_of(incident) or diagnosis
 

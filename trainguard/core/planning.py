@@ -202,11 +202,8 @@ def _safe(situation: Situation, action: Action) -> _Said:
         return None
     sources = {source for signal in incident.signals for source in signal.sources}
     if len(sources) < 2:
-        return (
-            Verdict.REFUSE,
-            f"only {len(sources)} independent signal: two are needed to stop a live job",
-            "",
-        )
+        named = ", ".join(sources) or "nothing"
+        return _ask(situation, action, f"only {named} says so: a person must be the second signal", "")
     return None
 
 
