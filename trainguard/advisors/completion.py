@@ -98,7 +98,7 @@ class Completion:
                 **options,
             )
             return _reply(response)
-        except litellm.exceptions.OpenAIError as problem:
+        except importlib.import_module("openai").OpenAIError as problem:  # the base of litellm's own errors
             raise _ours(problem, self._api_key) from problem
         except _GARBAGE as problem:
             detail = _hidden(str(problem), self._api_key)

@@ -174,7 +174,7 @@ async def _client(server: ToolServer, stack: AsyncExitStack) -> Any:
     parameters = StdioServerParameters(
         command=server.command[0], args=list(server.command[1:]), env=dict(server.environment)
     )
-    silent = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 (closed with the stack)
+    silent = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115, ASYNC230 (a device, closed with the stack)
     return Client(stdio_client(parameters, errlog=silent), read_timeout_seconds=server.timeout)
 
 
