@@ -8,7 +8,7 @@ at least once. What a line means is decided elsewhere, by `re` alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -21,6 +21,10 @@ class Finder(Protocol):
 
     def find(self, data: bytes) -> list[Hit]:
         """All hits in the order of their offsets."""
+        ...
+
+    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
+        """Report these literals only where one of their patterns fits, if that can be done fast."""
         ...
 
 
@@ -39,17 +43,27 @@ def finder(literals: Sequence[str], *, native: bool | None = None) -> Finder:
 
 
 class HyperscanFinder:
-    """Literals by hyperscan, without case."""
+    """Literals by hyperscan, without case; sharpened ones by their whole patterns."""
 
     def __init__(self, module: Any, literals: Sequence[bytes]) -> None:
-        self._database = module.Database(mode=module.HS_MODE_BLOCK)
-        self._database.compile(
-            expressions=list(literals),
-            ids=list(range(len(literals))),
-            elements=len(literals),
-            flags=[module.HS_FLAG_CASELESS] * len(literals),
+        self._module = module
+        self._literals = literals
+        self._all = self._of_literals(range(len(literals)))
+        self._plain = self._all
+        """The literals that are not sharpened."""
+        self._sharp: Any = None
+        self._patterns: dict[int, Sequence[str]] = {}
+
+    def _of_literals(self, indexes: Sequence[int]) -> Any:
+        database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
+        database.compile(
+            expressions=[self._literals[index] for index in indexes],
+            ids=list(indexes),
+            elements=len(indexes),
+            flags=[self._module.HS_FLAG_CASELESS] * len(indexes),
             literal=True,
         )
+        return database
 
     def find(self, data: bytes) -> list[Hit]:
         """All hits in the order of their offsets."""
@@ -59,9 +73,40 @@ class HyperscanFinder:
         def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append((end, index))
 
-        self._database.scan(data, match_event_handler=note)
+        if self._sharp is None or not data.isascii():  # other bytes count differently in the two engines
+            self._all.scan(data, match_event_handler=note)
+        else:
+            self._plain.scan(data, match_event_handler=note)
+            self._sharp.scan(data, match_event_handler=note)
         hits.sort()
         return hits
+
+    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
+        """Report these literals only where one of their patterns fits."""
+        together = {**self._patterns, **patterns}
+        expressions = [(index, _loosened(p)) for index, several in together.items() for p in several]
+        plain = [index for index in range(len(self._literals)) if index not in together]
+        database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
+        try:
+            database.compile(
+                expressions=[expression for _, expression in expressions],
+                ids=[index for index, _ in expressions],
+                elements=len(expressions),
+                flags=[0] * len(expressions),
+            )
+            self._plain = self._of_literals(plain)
+        except self._module.HyperscanError:
+            return  # they stay as they are: slower, with the same answers
+        self._sharp, self._patterns = database, together
+
+
+_GROUP_NAME = re.compile(r"\(\?P<\w+>")
+_ANCHORS = re.compile(r"(?<![\\\[])[$^]")
+
+
+def _loosened(pattern: str) -> bytes:
+    """The pattern without names and anchors: it fits at least where the pattern does."""
+    return _ANCHORS.sub("", _GROUP_NAME.sub("(?:", pattern)).encode()
 
 
 class PythonFinder:
@@ -93,6 +138,9 @@ class PythonFinder:
                         hits.append((start + len(literal), index))
         hits.sort()
         return hits
+
+    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
+        """Nothing: here the literals are the fast part."""
 
 
 _SHORTEST = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,6 +91,9 @@ class Matcher:
             self._add(Entry(None, None, pattern))
         self._literals = sorted(self._entries)
         self._by_set: dict[frozenset[int], tuple[Entry, ...]] = {}
+        self._vain: Counter[int] = Counter()
+        self._sharpened: set[int] = set()
+        self._looks = 0
 
     def _add(self, entry: Entry) -> None:
         for literal in requirements(entry.pattern)[0]:
@@ -126,6 +130,28 @@ class Matcher:
             for entry in self._candidates(literals)
             if all(any(text in lower for text in texts) for texts in entry.also)
         )
+
+    def in_vain(self, literals: frozenset[int]) -> None:
+        """Count a line that these literals found for nothing."""
+        self._vain.update(literals)
+
+    def sharpen(self) -> None:
+        """Have the literals that find too many lines for nothing replaced by their whole patterns.
+
+        It changes how lines are found, never which: compiling a pattern costs what some hundred
+        lines looked at in vain do.
+        """
+        self._looks += 1
+        if self._looks & (self._looks - 1):  # at the 1st, 2nd, 4th, 8th ... look
+            return
+        dull = {}
+        for index, vain in self._vain.items():
+            entries = self._entries[self._literals[index]]
+            if index not in self._sharpened and vain > _PATIENCE * (1 + len(entries)):
+                dull[index] = [entry.pattern for entry in entries]
+        if dull:
+            self._sharpened |= set(dull)
+            self.finder.sharpen(dull)
 
     def fitting(self, entries: Sequence[Entry], text: str) -> tuple[Entry, ...]:
         """Those that fit somewhere in the line, wherever its message begins."""
@@ -172,6 +198,8 @@ class Matcher:
         return Match(rule, groups, echo_of(head.body, start, end, before()))
 
 
+_PATIENCE = 500
+"""Lines looked at in vain, a pattern, before a literal is given up."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""
 

@@ -26,8 +26,9 @@ _LAST = 128
 _EXITS = 2_000
 _REGION = 1 << 15
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
-_SAMPLE = 1 << 11
-"""Bytes at the end of each chunk whose progress lines are read."""
+_SAMPLE = 1 << 10
+_SAMPLED = 1 << 20
+"""So many bytes whose progress lines are read at the end of so many others."""
 _STAMP_LINES = 40
 """Lines before an unstamped one in which a stamp is sought."""
 _LOOKBACK = 1 << 14
@@ -107,18 +108,23 @@ class _Scanner:
         for chunk in chunks(found.stream.blocks):
             if not found.size:
                 found.progress += points(chunk.data[:_REGION], chunk.first_line)
-            else:
+            elif found.size // _SAMPLED != (found.size + len(chunk.data)) // _SAMPLED:
                 self._sample(chunk)
             self._chunk(chunk)
+            self._matcher.sharpen()
             found.size += len(chunk.data)
-            found.lines = chunk.first_line + chunk.data.count(b"\n")
-            self._previous = (self._previous + chunk.data[-_REGION:])[-_REGION:]
+            found.lines = chunk.first_line + chunk.newlines
+            self._previous = (
+                chunk.data[-_REGION:]
+                if len(chunk.data) >= _REGION
+                else (self._previous + chunk.data)[-_REGION:]
+            )
         self._finish()
         return found
 
     def _sample(self, chunk: Chunk) -> None:
         tail = chunk.data[-_SAMPLE:]
-        line = chunk.first_line + chunk.data.count(b"\n") - tail.count(b"\n")
+        line = chunk.first_line + chunk.newlines - tail.count(b"\n")
         if tail:
             self._found.progress += points(tail, line)[-_KEPT:]
 
@@ -157,6 +163,7 @@ class _Scanner:
         raw = data[start:end]
         entries = self._matcher.plausible(literals, raw)
         if not entries:
+            self._matcher.in_vain(literals)
             return
         seen = self._seen.get(literals, 0) + 1
         self._seen[literals] = seen
@@ -164,16 +171,17 @@ class _Scanner:
         if start < _LOOKBACK and self._previous:
             before = self._previous[start - _LOOKBACK :] + before
         if seen <= _AT_ONCE:
-            self._line(entries, number, raw, before)
+            if not self._line(entries, number, raw, before):
+                self._matcher.in_vain(literals)
         else:
             waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
             waiting.append((number, raw, before[-512:]))
 
-    def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: bytes) -> None:
+    def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: bytes) -> bool:
         text = clean(raw)
         entries = self._matcher.fitting(entries, text)
         if not entries:
-            return
+            return False
         line = head(text)
         found = self._matcher.match(
             entries, line, text, lambda: _message_before(before), self._found.stream.kind
@@ -188,6 +196,7 @@ class _Scanner:
         healthy = [match for match in found.matches if match.rule.healthy]
         for match in healthy or found.matches:
             self._hit(match, number, text, line, before)
+        return True
 
     def _hit(self, match: Match, number: int, text: str, line: Head, before: bytes) -> None:
         code, stamp = "", line.stamp

@@ -10,8 +10,8 @@ from trainguard.core.diagnosis.text import ESCAPES
 from trainguard.core.evidence import Evidence, EvidenceKind
 from trainguard.core.observation import LogSource
 
-CHUNK = 1 << 20
-"""Bytes looked at together."""
+CHUNK = 1 << 18
+"""Bytes looked at together: they fit into a core's cache."""
 LINE_LIMIT = 1 << 14
 """Bytes of a line that are looked at around a hit."""
 OVERLAP = 1 << 12
@@ -41,13 +41,14 @@ class Chunk:
     data: bytes
     first_line: int
     """Number of its first line, from 1, in the stream's text."""
+    newlines: int
 
 
 def chunks(blocks: Iterable[bytes | str]) -> Iterator[Chunk]:
     """Cut a stream into blocks of whole lines. A line that never ends is cut, with an overlap."""
     line, carry = 1, b""
     for data in _whole(_decoded(blocks)):
-        carry += data
+        carry = carry + data if carry else data
         if len(carry) < CHUNK:
             continue
         end = max(carry.rfind(b"\n"), carry.rfind(b"\r")) + 1
@@ -55,10 +56,11 @@ def chunks(blocks: Iterable[bytes | str]) -> Iterator[Chunk]:
             ready, carry = carry[:end], carry[end:]
         else:
             ready, carry = carry, carry[-OVERLAP:]
-        yield Chunk(_cleaned(ready), line)
-        line += ready.count(b"\n")
+        newlines = ready.count(b"\n")
+        yield Chunk(_cleaned(ready), line, newlines)
+        line += newlines
     if carry:
-        yield Chunk(_cleaned(carry), line)
+        yield Chunk(_cleaned(carry), line, carry.count(b"\n"))
 
 
 def _whole(blocks: Iterable[bytes]) -> Iterator[bytes]:
