@@ -34,7 +34,7 @@ async def open_incident(context: GuardContext, signals: Sequence[Signal]) -> str
         job_key=context.job.key,
         incarnation=seen.incarnation if seen else None,
         signals=telling,
-        failed_at=min(signal.at for signal in telling),
+        failed_at=_failed_at(context, telling),
         detected_at=context.clock(),
         step=await _step_reached(context),
     )
@@ -89,6 +89,19 @@ async def crash_incident(context: GuardContext) -> Incident | None:
         if crashed and (incident.incarnation.token if incident.incarnation else None) == token:
             return incident
     return None
+
+
+def _failed_at(context: GuardContext, signals: Sequence[Signal]) -> float:
+    """When it happened, as far as the scheduler or the silence tells; else when it was first seen."""
+    first, seen = min(signal.at for signal in signals), context.observation
+    if seen is None:
+        return first
+    if seen.ended_at is not None:
+        return min(first, seen.ended_at)
+    stalled = any(signal.kind is SignalKind.STALL for signal in signals)
+    if stalled and seen.heartbeat_age is not None:
+        return min(first, seen.at - seen.heartbeat_age)
+    return first
 
 
 async def _step_reached(context: GuardContext) -> int | None:

@@ -70,6 +70,12 @@ class Observation(Fact):
     exit_code: int | None = None
     exit_signal: int | None = None
     oom_killed: bool | None = None
+    ended_at: float | None = None
+    """When the incarnation ended, where its scheduler says."""
+    memory_limit: int | None = None
+    """Bytes the job may use in the scheduler's own count (a node, a container, a process tree)."""
+    time_limit: float | None = None
+    """Seconds one incarnation may run."""
     nodes: tuple[str, ...] = ()
     bad_nodes: tuple[str, ...] = ()
     """Nodes of the job that the scheduler itself holds for down, drained or not ready."""

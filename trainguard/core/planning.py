@@ -112,6 +112,7 @@ def _fill(situation: Situation, kind: ActionKind) -> Action | None:
         checkpoint=chosen.path if chosen else "",
         checkpoint_step=chosen.step if chosen else None,
         memory_bytes=_more_memory(situation) if kind is ActionKind.RESTART_WITH_MORE_MEMORY else None,
+        time_limit=_more_time(situation) if kind is ActionKind.EXTEND_TIME_LIMIT else None,
         note=f"incident {situation.incident.id}: {situation.diagnosis.fault}",
     )
 
@@ -138,12 +139,20 @@ def _resume_point(situation: Situation, kind: ActionKind) -> Checkpoint | None:
 
 
 def _more_memory(situation: Situation) -> int | None:
-    used = situation.observation.utilisation.memory_bytes
-    if used is None:
-        return None
-    wanted = int(used * situation.policy.limits.memory_factor)
-    ceiling = situation.policy.limits.memory_bytes
-    return wanted if ceiling is None else min(wanted, ceiling)
+    """None where the present limit is not known: then the adapter, which knows it, asks for half more."""
+    limits, now = situation.policy.limits, situation.observation.memory_limit
+    if now is None:
+        return limits.memory_bytes
+    wanted = int(now * limits.memory_factor)
+    return wanted if limits.memory_bytes is None else min(wanted, limits.memory_bytes)
+
+
+def _more_time(situation: Situation) -> float | None:
+    limits, now = situation.policy.limits, situation.observation.time_limit
+    if now is None:
+        return limits.time_limit
+    wanted = now * limits.time_factor
+    return wanted if limits.time_limit is None else min(wanted, limits.time_limit)
 
 
 def _set_aside(situation: Situation) -> list[Action]:

@@ -37,6 +37,8 @@ def read_state(ref: JobRef, state: dict[str, Any]) -> Observation:
         exit_code=state.get("exit_code") if ended else None,
         exit_signal=state.get("exit_signal") if ended else None,
         oom_killed=state.get("oom_killed") if ended else None,
+        ended_at=state.get("ended_at") if ended else None,
+        memory_limit=state.get("memory_limit") or None,
         nodes=(str(state["supervisor"]["host"]),),
         progress=_progress(state),
         heartbeat_age=None if ended else _age(now, state.get("heartbeat_at")),
