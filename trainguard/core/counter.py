@@ -11,6 +11,8 @@ from trainguard.core.log_formats import MAX_STEP, Count, Rank
 
 _NEAR = 1_000
 """How far the second value of a counter may lie from the first."""
+_RUN = 4
+"""After how many values the usual stride of a counter is known."""
 _STRIDES = 20
 """How many usual strides a step may go forward at once and be believed."""
 
@@ -125,7 +127,11 @@ def _placed(before: Counter, after: Counter, step: int, at: float) -> Counter:
     delta = step - before.step
     if delta == 0:
         return after.model_copy(update={"doubt": None}) if before.doubt is None else before
-    near = max(_STRIDES * before.stride + 10, _NEAR if before.run < 2 else 0)
+    near = max(
+        _STRIDES * before.stride + 10,
+        _NEAR if before.run < _RUN else 0,
+        (after.lap or 0) if after.relative else 0,
+    )
     if 0 < delta <= near:
         return _grown(before, after, step, at)
     if before.doubt is None or not 0 < step - before.doubt <= max(near, _NEAR):
@@ -150,6 +156,9 @@ def _grown(before: Counter, after: Counter, step: int, at: float) -> Counter:
     }
     if before.grew_at is None or at > before.grew_at:
         update |= {"mark_step": before.step, "mark_at": before.grew_at, "grew_at": at}
+    elif at < before.grew_at:
+        # The clock went back: measure anew.
+        update |= {"mark_step": None, "mark_at": None, "grew_at": at}
     return after.model_copy(update=update)
 
 
@@ -173,7 +182,7 @@ def _offset(counter: Counter, count: Count, epoch: EpochMark | None) -> tuple[in
         return counter.offset, counter.relative or False
     if epoch is not None and index < counter.epoch and counter.relative and lap:
         return index * lap, True
-    finished = lap is not None and counter.value + max(counter.stride, 1) > lap
+    finished = lap is not None and counter.value <= lap < counter.value + max(counter.stride, 1)
     if finished and count.value <= 2 * max(counter.stride, 1) and count.value < counter.value:
         return counter.offset + (lap or 0), True
     return counter.offset, counter.relative

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple
 
 from trainguard.core.log_values import VALUE, has_loss, read_grad_norm, read_loss, read_step_seconds
@@ -135,7 +136,7 @@ _EVALUATION = re.compile(
     re.IGNORECASE,
 )
 _EVALUATES = re.compile(
-    r"\bvalidation loss at|running (?:evaluation|validation|prediction)|\bevaluating\b|\bvalidating\b"
+    r"\bvalidation loss at|\bvalid on '|running (?:evaluation|validation|prediction)|\bevaluating\b|\bvalidating\b"
     r"|validation dataloader|start(?:ing|ed)? (?:evaluation|validation)|begin validation",
     re.IGNORECASE,
 )
@@ -147,6 +148,8 @@ _LABEL_OTHER = re.compile(
 _LABEL_TRAINING = re.compile(r"train|epoch|\bstep|\biter|finetun|fine-tun", re.IGNORECASE)
 _LABEL_EVALUATION = re.compile(r"eval|valid|\btest|predict|sanity", re.IGNORECASE)
 _SCALES = {"": 1, "k": 1_000, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+_MAX_MATCHES = 8
+_STEP_NAMES = re.compile(r"[ -]")
 _STEP_UNITS = frozenset(
     {"it", "step", "steps", "batch", "batches", "iter", "iters", "update", "updates", "s"}
 )
@@ -196,23 +199,29 @@ def _own(match: re.Match[str]) -> Line:
 
 
 def _stated(line: str) -> Count | None:
-    for match in _STATED.finditer(line):
-        before = line[max(0, match.start() - 60) : match.start()]
-        if _NO_STEP.search(before[-24:]) or _EVALUATION.search(before):
-            continue
-        name = match["name"].lower().strip("_").replace(" ", "_").replace("-", "_").removeprefix("train_")
+    matches = list(islice(_STATED.finditer(line), _MAX_MATCHES))
+    if not matches or _NOT_TRAINING.search(line):
+        return None
+    loss = has_loss(line)
+    if _MENTION.search(line) and not loss:
+        return None
+    metric = loss or _METRIC.search(line) is not None
+    for match in matches:
+        name = _STEP_NAMES.sub("_", match["name"].lower().strip("_")).removeprefix("train_")
         value, total = _integer(match["value"]), _integer(match["total"])
-        if value is not None and (total is None or value <= total) and _is_counter(line, match, name):
+        if value is None or (total is not None and value > total):
+            continue
+        if _is_counter(line, match, name, metric=metric):
             return Count(name.removesuffix("s") if name == "steps" else name, Rank.STATED, value, total)
     return None
 
 
-def _is_counter(line: str, match: re.Match[str], name: str) -> bool:
-    """Whether a `step 12` is a counter that goes forward, not a mention, a setting or a list item."""
-    loss = has_loss(line)
-    if _NOT_TRAINING.search(line) or (_MENTION.search(line) and not loss):
+def _is_counter(line: str, match: re.Match[str], name: str, *, metric: bool) -> bool:
+    """Whether a `step 12` is a counter that goes forward, not a setting, an evaluation's or a list item."""
+    before = line[max(0, match.start() - 60) : match.start()]
+    if _NO_STEP.search(before[-24:]) or _EVALUATION.search(before):
         return False
-    if loss or _METRIC.search(line) or name in {"global_step", "num_updates"}:
+    if metric or name in {"global_step", "num_updates"}:
         return True
     return name not in {"steps", "update"} and not line[match.end() :].strip(" \t.,:;|])}")
 
@@ -244,7 +253,7 @@ def _bar_match(line: str) -> re.Match[str] | None:
 
 def _label(text: str) -> str:
     """What stands directly before a bar, without what a log line puts in front of it."""
-    return re.split(r"[}\])>]", text[-120:])[-1]
+    return re.split(r"[}\]>]", re.sub(r"\([^)]*\)", " ", text[-120:]))[-1]
 
 
 def _per_epoch(line: str, epoch: Epoch | None, end: int) -> Count | None:

@@ -289,10 +289,9 @@ def _primary(counters: tuple[Counter, ...], values: int) -> Counter | None:
     """Choose the counter that tells the global step: stated before labelled before bare, the training's own."""
 
     def trust(counter: Counter) -> tuple[int, ...]:
-        stray = counter.samples < _SETTLED and values - counter.seen > _STRAY
+        stray = counter.rank > Rank.LABELLED and counter.samples < _SETTLED and values - counter.seen > _STRAY
         return (
-            not stray,
-            counter.rank if counter.samples > 1 or counter.rank is Rank.OWN else 0,
+            -1 if stray else counter.rank if counter.samples > 1 or counter.rank == Rank.OWN else 0,
             counter.losses > 0,
             counter.unfinished,
             -counter.order,
