@@ -7,6 +7,7 @@ lists none, those that the server itself marks as read-only. Whatever they answe
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -15,7 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from trainguard.core.errors import ConfigError, UserError
+from pydantic import model_validator
+
 from trainguard.core.fact import Fact
 from trainguard.core.masking import Masker, mask
 from trainguard.core.message_formats import clean
@@ -42,6 +44,12 @@ class ToolServer(Fact):
     """The only ones to offer. Empty: those that the server marks as read-only."""
     timeout: float = 20.0
     """Seconds for connecting, and for each call."""
+
+    @model_validator(mode="after")
+    def _has_one_way_in(self) -> ToolServer:
+        if bool(self.command) == bool(self.url):
+            raise ValueError("needs either a command or a url")
+        return self
 
 
 class EvidenceTools(Protocol):
@@ -120,48 +128,65 @@ async def connected(servers: tuple[ToolServer, ...]) -> AsyncIterator[EvidenceTo
         yield NoTools()
         return
     tools = McpTools()
-    async with AsyncExitStack() as stack:
-        for server in servers:
-            await _connect(server, tools, stack)
+    connections = [_Connection(server, tools) for server in servers]
+    try:
+        await asyncio.gather(*(connection.opened() for connection in connections))
         yield tools
+    finally:
+        await asyncio.gather(*(connection.close() for connection in connections))
 
 
-async def _connect(server: ToolServer, tools: McpTools, stack: AsyncExitStack) -> None:
-    try:
-        import mcp
-    except ImportError as problem:
-        raise UserError("mcp is not installed", "pip install 'trainguard[llm]'") from problem
-    attempt = AsyncExitStack()
-    try:
-        # No asyncio.timeout around entering: the client's task group must be left where it was entered.
-        client = await attempt.enter_async_context(await _client(server, attempt))
-        await tools.add(server, client)
-    except (TimeoutError, OSError, mcp.MCPError, RuntimeError, ValueError, ExceptionGroup) as problem:
-        logger.warning(
-            "evidence tools of %s are left out: %s: %s",
-            server.name,
-            type(problem).__name__,
-            mask(str(problem)),
-        )
-        await _left(attempt)
-        return
-    stack.push_async_exit(attempt)
+class _Connection:
+    """One server's connection, in a task of its own: neither its troubles nor its user's get mixed up."""
 
+    def __init__(self, server: ToolServer, tools: McpTools) -> None:
+        self._server = server
+        self._tools = tools
+        self._ready = asyncio.Event()
+        self._over = asyncio.Event()
+        self._task = asyncio.create_task(self._hold())
 
-async def _left(attempt: AsyncExitStack) -> None:
-    """Leave a half-made connection without letting its own troubles out."""
-    try:
-        await attempt.aclose()
-    except (OSError, RuntimeError, ExceptionGroup) as problem:
-        logger.debug("closing: %s", problem)
+    async def opened(self) -> None:
+        """Wait until the server's tools are known, or it failed, or its time is up."""
+        try:
+            async with asyncio.timeout(self._server.timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            self._task.cancel()
+            self._left_out(f"no answer within {self._server.timeout:g} s")
+
+    async def close(self) -> None:
+        """Leave the server; a process that was started for it is stopped."""
+        self._over.set()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _hold(self) -> None:
+        try:
+            mcp = await asyncio.to_thread(importlib.import_module, "mcp")
+        except ImportError:
+            self._left_out("mcp is not installed: pip install 'trainguard[llm]'")
+            self._ready.set()
+            return
+        try:
+            async with AsyncExitStack() as stack:
+                client = await stack.enter_async_context(await _client(self._server, stack))
+                await self._tools.add(self._server, client)
+                self._ready.set()
+                await self._over.wait()
+        except (TimeoutError, OSError, mcp.MCPError, RuntimeError, ValueError, ExceptionGroup) as problem:
+            if not self._ready.is_set():
+                self._left_out(f"{type(problem).__name__}: {problem}")
+        finally:
+            self._ready.set()
+
+    def _left_out(self, why: str) -> None:
+        logger.warning("evidence tools of %s are left out: %s", self._server.name, mask(why))
 
 
 async def _client(server: ToolServer, stack: AsyncExitStack) -> Any:
     from mcp import Client, StdioServerParameters, stdio_client
     from mcp.client.streamable_http import streamable_http_client
 
-    if bool(server.command) == bool(server.url):
-        raise ConfigError(f"tool_servers.{server.name}", "needs either a command or a url")
     if server.url:
         import httpx2  # what mcp itself speaks HTTP with
 
