@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from trainguard.core.fact import Fact
@@ -12,7 +14,7 @@ class Cadence(Fact):
 
     settle: float = Field(default=120.0, gt=0)
     """The first check after a start or restart."""
-    young: tuple[float, ...] = (60.0, 120.0, 240.0, 480.0)
+    young: tuple[Annotated[float, Field(gt=0)], ...] = (60.0, 120.0, 240.0, 480.0)
     """The waits that follow it."""
     steady: float = Field(default=570.0, gt=0)
     """Every further wait."""
