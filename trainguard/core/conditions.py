@@ -137,15 +137,20 @@ def _numerical(look: Look) -> Condition | None:
 
 
 def _degraded(look: Look) -> Condition | None:
-    seen, silence = look.observation, look.health.silence
+    seen = look.observation
     if seen.liveness is Liveness.GONE and look.health.gone_looks >= _GONE_LOOKS and look.health.was_running:
         return Condition(SignalKind.DEGRADED, "its scheduler no longer knows it", ("scheduler",))
     if not _counts(look):
         return None
     if seen.bad_nodes:
-        return Condition(
-            SignalKind.DEGRADED, f"runs on bad nodes: {plain(', '.join(seen.bad_nodes))}", ("scheduler",)
-        )
+        nodes = plain(", ".join(seen.bad_nodes))
+        return Condition(SignalKind.DEGRADED, f"runs on bad nodes: {nodes}", ("scheduler",))
+    return None if _stall(look) else _standstill(look)
+
+
+def _standstill(look: Look) -> Condition | None:
+    """A job without progress that can't be called stalled."""
+    silence = look.health.silence
     if not silence.begun:
         waited = look.health.running_for
         late = waited >= _FIRST_STEP
@@ -155,9 +160,8 @@ def _degraded(look: Look) -> Condition | None:
     if silence.stale_looks >= _LOOKS and look.reading.trouble:
         return Condition(SignalKind.DEGRADED, f"no progress, and {look.reading.trouble}", ("log",))
     if silence.stale_for >= max(_STANDSTILL_TIMES * look.threshold, _STANDSTILL_SECONDS):
-        return Condition(
-            SignalKind.DEGRADED, f"no sign of progress for {_silent(look):.0f} s, but it is busy", ("log",)
-        )
+        detail = f"no sign of progress for {_silent(look):.0f} s, but it is not known to be idle"
+        return Condition(SignalKind.DEGRADED, detail, ("log",))
     return None
 
 

@@ -72,28 +72,28 @@ class Silence(Fact):
         counted = min(elapsed, threshold / 2)
         mark = _step_mark(observation, reading)
         # The first mark of an incarnation may be the last of the one before: only a change is a step.
-        stepped = None not in (mark, self.step_mark) and mark != self.step_mark
+        moved = mark is not None and mark != self.step_mark
+        stepped = moved and self.step_mark is not None
         lines = reading.last_line_at != self.line_mark
         update: dict[str, object] = {
-            "begun": self.begun
-            or reading.first_step_at is not None
-            or (stepped and self.step_mark is not None),
+            "begun": self.begun or stepped or reading.first_step_at is not None,
             "stepped": stepped,
             "step_mark": mark or self.step_mark,
             "line_mark": reading.last_line_at,
-            "steps_for": 0.0 if stepped else self.steps_for + counted,
+            "steps_for": 0.0 if moved else self.steps_for + counted,
             "lines_for": 0.0 if lines else self.lines_for + counted,
         }
-        return self.model_copy(update=update)._aged(observation, watching, counted, threshold)
+        after = self.model_copy(update=update)
+        return after._aged(observation, watching, counted, threshold, begun=self.begun)
 
     def _aged(
-        self, observation: Observation, watching: Watching, counted: float, threshold: float
+        self, observation: Observation, watching: Watching, counted: float, threshold: float, *, begun: bool
     ) -> Silence:
         ages = [age for age in (observation.heartbeat_age, observation.log_age) if age is not None]
         age = min(ages, default=self.steps_for)
         ended = self.age is not None and age < self.age
         # Without ages, silence ends when progress is seen, which sets its clock to nought.
-        gap = min(self.age or 0.0, _LONGEST_GAP) if ended and self.begun else 0.0
+        gap = min(self.age or 0.0, _LONGEST_GAP) if ended and begun else 0.0
         worth_keeping = gap > threshold / 3
         stale = self._is_stale(observation, threshold)
         return self.model_copy(
