@@ -77,7 +77,9 @@ FAILPOINTS = (
     "state-written",
     "result-written",
 )
-"""Between a command's arrival and its end; TRAINGUARD_FAILPOINT names the one at which a test kills us."""
+"""Between a command's arrival and its end; a test names the one at which the supervisor is killed."""
+SHIM_FAILPOINTS = ("shim-locked", "command-forked", "command-recorded")
+"""The same for a shim that starts a command."""
 
 
 class SupervisorError(Exception):
@@ -104,9 +106,12 @@ class Refusal(Exception):
 
 
 def failpoint(name: str) -> None:
-    """Die here, as kill -9 would, where a test asked for it."""
-    if os.environ.get("TRAINGUARD_FAILPOINT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Die here, as kill -9 would, where a test asked for it: TRAINGUARD_FAILPOINT=NAME@FILE, once per FILE."""
+    wanted, _, marker = os.environ.get("TRAINGUARD_FAILPOINT", "").partition("@")
+    if wanted == name:
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
@@ -878,10 +883,13 @@ class Attempt:
         started = self.read("started") or {}
         return is_alive(started.get("shim"), started.get("shim_started"))
 
-    def processes(self) -> set[int]:
-        """Find every living process of the attempt, wherever it went in the process tree."""
+    def processes(self, thorough: bool = True) -> set[int]:
+        """Find every living process of the attempt, wherever it went in the process tree.
+
+        Not `thorough` means below its shim only: enough to measure, not to be sure that all are gone.
+        """
         started = self.read("started") or {}
-        found = carrying(str(self.spec["token"]))
+        found = carrying(str(self.spec["token"])) if thorough else set()
         if self.command_alive():
             found |= {int(started["pid"])} | descendants(int(started["pid"]))
         if self.shim_alive():
@@ -918,6 +926,7 @@ class Shim:
                 None, None, "its end was not seen" if same else "the machine was restarted", started["at"]
             )
             return 1
+        failpoint("shim-locked")
         if take_lock(self.attempt.state_folder / "trainer.lock", wait=20.0) is None:
             self._record(None, None, "not started: another attempt of this job still runs")
             return 1
@@ -971,6 +980,7 @@ class Shim:
             self._become_command(pipe, go_read, error_write)
         os.close(error_write)
         os.close(go_read)
+        failpoint("command-forked")
         self.attempt.write(
             "started",
             {
@@ -983,6 +993,7 @@ class Shim:
                 "memory_method": "cgroup" if self.limit else "watchdog" if self.watchdog else "",
             },
         )
+        failpoint("command-recorded")
         os.write(go_write, b"g")
         os.close(go_write)
         problem = os.read(error_read, 4096).decode("utf-8", "replace")
@@ -1621,7 +1632,7 @@ class Supervisor:
                 self.over_since = time.monotonic()
         self.state.update(status=status, reason=reason)
 
-    def _save(self, durable: bool = True) -> None:
+    def save(self, durable: bool = True) -> None:
         """Write state.json; a full disk makes it old, nothing else."""
         self.state["updated_at"] = time.time()
         self.state["attempts"] = self._history()
@@ -1650,7 +1661,7 @@ class Supervisor:
             signal.signal(number, self._leave)
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self._save()
+        self.save()
         announced = ready is None
         while not self.leaving:
             self._tick()
@@ -1673,7 +1684,8 @@ class Supervisor:
     def _may_go(self) -> bool:
         if self.state["status"] not in OVER or any((self.folder / "inbox").glob("*.json")):
             return False
-        linger = 0.0 if self.foreground else self.config["linger_seconds"]
+        stays = self.state["status"] == "failed" and not self.foreground
+        linger = self.config["linger_seconds"] if stays else 0.0
         return linger >= 0 and time.monotonic() - self.over_since > linger
 
     def _goodbye(self) -> int:
@@ -1682,7 +1694,7 @@ class Supervisor:
             self._stop(f"signal {self.leaving} to the supervisor", "owner")
         self._show_log()
         self.state["supervisor"]["left_at"] = time.time()
-        self._save()
+        self.save()
         code = self.state.get("exit_code")
         if self.foreground and self.state["status"] != "done":
             return code or (128 + (self.state.get("exit_signal") or 0)) or 1
@@ -1711,7 +1723,7 @@ class Supervisor:
         ended = self.attempt.read("exit")
         if ended is not None:
             self._ended(ended)
-            self._save()
+            self.save()
         elif not self.attempt.shim_alive() and not self.shims:
             self._send_shim()
 
@@ -1765,7 +1777,7 @@ class Supervisor:
         else:
             self._write_spec(self.attempt.number + 1, sticky)
             self._begin(self.attempt.number + 1)
-        self._save()
+        self.save()
 
     def _apply(self, fix: Json, sticky: Json) -> str:
         """Apply one cheap fix; say what was done. Raises Refusal."""
@@ -1796,13 +1808,13 @@ class Supervisor:
         except SupervisorError as error:
             self._status("refused", str(error))
             self.state["refusal"] = {"field": error.field, "problem": error.problem, "remedy": error.remedy}
-            self._save()
+            self.save()
             return
         numbers = attempt_numbers(self.folder)
         number = numbers[-1] + 1 if numbers else 1
         self._write_spec(number, {})
         self._begin(number)
-        self._save()
+        self.save()
 
     def _write_spec(self, number: int, sticky: Json) -> None:
         """Decide what attempt `number` is. From here on it is the current one, whoever is killed."""
@@ -1826,6 +1838,8 @@ class Supervisor:
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
+            if all(shim.poll() is not None for shim in self.shims):
+                self._send_shim()
         self.state.update(
             step=None, total=None, log_at=None, heartbeat_at=None, cpu_percent=None, rss_bytes=None
         )
@@ -1880,7 +1894,7 @@ class Supervisor:
         ended = self.attempt.read("exit")
         if ended is not None:
             self._ended(ended)
-        self._save()
+        self.save()
 
     # ---- commands
 
@@ -1914,7 +1928,7 @@ class Supervisor:
                     "detail": str(error),
                 }
             answer["ended_at"] = time.time()
-            self._save()
+            self.save()
             failpoint("state-written")
             write_json(answer_path, answer)
             failpoint("result-written")
@@ -1934,7 +1948,7 @@ class Supervisor:
         """Check everything that can be checked before anything is changed. Raises Refusal."""
         do, status = command["do"], self.state["status"]
         if do in ("start", "quit"):
-            if do == "start" and status not in OVER:
+            if status not in OVER and (do == "start" or command.get("if_over")):
                 raise Refusal(f"the job is {status}")
             return {"number": (attempt_numbers(self.folder) or [0])[-1] + 1}
         if self.attempt is None:
@@ -2043,6 +2057,7 @@ class Supervisor:
                     raise Refusal("the command has just finished by itself")
                 answer["killing"] = True
                 write_json(self.folder / "results" / f"{answer['fence']}.json", answer)
+            old.write("replaced", {"fence": answer["fence"], "at": time.time()})
             left = kill_attempt(old, self.config["stop_seconds"], hung and self.config["faulthandler"])
             if left:
                 raise Refusal(
@@ -2078,14 +2093,14 @@ class Supervisor:
         self._show_log()
         if self.attempt is None or self.state["status"] != "running":
             return
-        pids = self.attempt.processes()
+        pids = self.attempt.processes(thorough=False)
         seconds, rss = tree_usage(pids)
         used = (seconds - self.cpu_seconds) / elapsed * 100 if self.cpu_seconds else None
         self.cpu_seconds = seconds
         self.state["cpu_percent"] = None if used is None else max(0.0, round(used, 1))
         self.state.update(rss_bytes=rss, pids=sorted(pids)[:200], gpus=self.gpu.gpus)
         self.state.update(heartbeats(self.folder, self.attempt.number, self.config, Path(self.spec["cwd"])))
-        self._save(durable=False)
+        self.save(durable=False)
 
     def _show_log(self) -> None:
         """In the foreground, pass the command's log on to our own output."""
@@ -2204,19 +2219,13 @@ def _settle(state: Json, attempt: Attempt) -> None:
     """Tell what became of an attempt that state.json calls running."""
     ended, stopped = attempt.read("exit"), attempt.read("stopped")
     if ended is None:
-        if state["supervisor_alive"]:
-            return
-        if state["command_alive"]:
-            state["warning"] = (
-                "the supervisor is dead, the command runs on; a restart or `start` brings it back"
-            )
-            return
-        if attempt.shim_alive():
-            return
-        same = state["supervisor"].get("boot_id") == boot_id()
-        ended = {"exit_code": None, "exit_signal": None, "oom_killed": None, "at": state["updated_at"]}
-        ended["reason"] = "its end was not seen" if same else "the machine was restarted"
+        ended = _unseen_end(state, attempt)
+    elif state["supervisor_alive"] and attempt.read("replaced") is not None:
+        state.update(status="retrying", reason="being replaced by a restart that was asked for")
+        return
     elif state["supervisor_alive"] and state["retries_max"]:
+        return  # the supervisor decides in a moment whether it tries again
+    if ended is None:
         return
     state.update({key: ended.get(key) for key in ("exit_code", "exit_signal", "oom_killed")})
     state["ended_at"] = ended["at"]
@@ -2226,6 +2235,20 @@ def _settle(state: Json, attempt: Attempt) -> None:
         state.update(status="done", reason="")
     else:
         state.update(status="failed", reason=ended["reason"] or describe_end(ended))
+
+
+def _unseen_end(state: Json, attempt: Attempt) -> Json | None:
+    """Tell whether an attempt without a recorded end is over all the same."""
+    if state["supervisor_alive"]:
+        return None
+    if state["command_alive"]:
+        state["warning"] = "the supervisor is dead, the command runs on; a restart or `start` brings it back"
+        return None
+    if attempt.shim_alive():
+        return None
+    same = state["supervisor"].get("boot_id") == boot_id()
+    reason = "its end was not seen" if same else "the machine was restarted"
+    return {"exit_code": None, "exit_signal": None, "at": state["updated_at"], "reason": reason}
 
 
 def send(folder: Path, command: Json) -> None:
@@ -2387,6 +2410,18 @@ def claim(folder: Path) -> None:
     os.set_inheritable(descriptor, False)
 
 
+def send_away(folder: Path) -> None:
+    """Ask a supervisor that only waits after the end of its job to leave, so that the owner can start anew."""
+    with contextlib.suppress(StateError):
+        state = view(folder)
+        if state["status"] in OVER and state["supervisor_alive"]:
+            fence = f"leave-{uuid.uuid4().hex[:12]}"
+            send(folder, {"fence": fence, "do": "quit", "by": "owner", "if_over": True})
+            deadline = time.monotonic() + 10
+            while supervisor_alive(state) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+
 def sign_lock(folder: Path) -> None:
     """Write down who holds the lock."""
     at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -2406,6 +2441,7 @@ def command_start(arguments: argparse.Namespace) -> int:
         raise SupervisorError("state", "no state folder", "give --state FOLDER, or set state")
     folder, cwd = Path(word).resolve(), (base / config["cwd"]).resolve()
     new = prepare(folder, config, command, cwd)
+    send_away(folder)
     claim(folder)
     numbers = attempt_numbers(folder)
     live = bool(numbers) and (
@@ -2437,6 +2473,7 @@ def command_adopt(arguments: argparse.Namespace) -> int:
         ready = detach(folder)
         sign_lock(folder)
         supervisor = Supervisor(folder)
+        supervisor.save()
         if ready is not None:
             os.write(ready, json.dumps(supervisor.state).encode())
             os.close(ready)

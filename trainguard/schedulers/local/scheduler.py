@@ -140,7 +140,7 @@ class LocalScheduler(Scheduler):
         """Wait for a command's result. A supervisor that died over it is started again: it finishes."""
         folder = Path(job.ref.id)
         deadline = time.monotonic() + self._answer_seconds
-        revived = False
+        revived_at = 0.0
         while True:
             answer = await self._ask(lambda: supervisor.result_of(folder, fence.token))
             if answer is None:
@@ -151,8 +151,8 @@ class LocalScheduler(Scheduler):
                 detail = f"the supervisor has not answered yet: {answer['status']}"
                 return Outcome(fence=fence.token, status=OutcomeStatus.UNKNOWN, at=time.time(), detail=detail)
             state = await self._ask(lambda: supervisor.view(folder))
-            if not state["supervisor_alive"] and not revived:
-                revived = True
+            if not state["supervisor_alive"] and time.monotonic() - revived_at > 2.0:
+                revived_at = time.monotonic()
                 await self._ask(lambda: supervisor.revive(folder), seconds=60.0)
             await asyncio.sleep(0.05)
 
