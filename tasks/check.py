@@ -17,6 +17,7 @@ from trainguard.tasks.duty import remember_later
 from trainguard.tasks.report import line_of, show_guard_page
 
 logger = logging.getLogger(__name__)
+status_lines = logging.getLogger("trainguard.status")
 
 LOG_BYTES_A_LOOK = 4_000_000
 LOG_SECONDS = 10.0
@@ -103,7 +104,7 @@ async def read_new_log(context: GuardContext) -> None:
 async def record(context: GuardContext) -> None:
     """Print the status line and write the look to the ledger, where it can be written."""
     line = line_of(context)
-    logger.info("%s", line)
+    status_lines.info("%s", line)
     if context.observation is None:
         return
     try:

@@ -33,6 +33,7 @@ async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
         found = await context.scheduler.collect(context.job, context.observation)
     except SchedulerError as problem:
         found = [_unreadable(context, f"evidence could not be collected: {problem}")]
+    found = [*found, *await _gate_evidence(context)]
     evidence = tuple(item.model_copy(update={"text": mask(item.text)}) for item in found)
     try:
         await context.ledger.add_evidence(context.lease, incident.id, evidence)
@@ -65,6 +66,21 @@ async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
     except SchedulerError as problem:
         logger.warning("the checkpoints of %s can't be looked at: %s", context.job.name, problem)
         return None
+
+
+async def _gate_evidence(context: GuardContext) -> list[Evidence]:
+    """What the checkpoint gate says of bad checkpoints, in a form that rules can read."""
+    try:
+        found = await context.scheduler.checkpoints(context.job) or ()
+    except SchedulerError:
+        return []
+    lines = [
+        f"trainguard checkpoint gate: bad checkpoint {c.path}: {c.problem}" for c in found if c.good is False
+    ]
+    if not lines:
+        return []
+    source = LogSource(name="checkpoint gate", kind="status")
+    return [Evidence(source=source, kind=EvidenceKind.STATUS, text="\n".join(lines), at=context.clock())]
 
 
 def _unreadable(context: GuardContext, why: str) -> Evidence:

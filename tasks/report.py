@@ -8,32 +8,14 @@ from trainguard.core.decision import ApprovalRequest
 from trainguard.core.incident import Incident
 from trainguard.core.report import (
     GuardView,
-    IncidentFile,
     approval_page,
     guard_page,
     incident_report,
 )
 from trainguard.core.status_line import status_line
-from trainguard.ledger.ledger import Ledger
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.prefect_view import show_page
-
-
-async def incident_file(ledger: Ledger, incident_id: str) -> IncidentFile | None:
-    """Gather everything the ledger knows of an incident; None for one it does not know."""
-    incident = await ledger.incident(incident_id)
-    job = None if incident is None else await ledger.job(incident.job_key)
-    if incident is None or job is None:
-        return None
-    return IncidentFile(
-        job=job,
-        incident=incident,
-        diagnosis=await ledger.diagnosis(incident_id),
-        evidence=tuple(await ledger.evidence(incident_id)),
-        plan=await ledger.plan(incident_id),
-        answer=await ledger.answer_of(f"{incident_id}-{incident.attempt}"),
-        intents=tuple(await ledger.intents(incident_id)),
-    )
+from trainguard.tasks.records import incident_file
 
 
 async def show_incident_report(incident_id: str) -> None:

@@ -39,7 +39,9 @@ async def tell_asked(incident: Incident, request: ApprovalRequest) -> None:
     found = await context.ledger.diagnosis(incident.id)
     if found is None:
         return
-    links = (Link(label="Approve in Prefect", url=page_url(request.flow_run_id)),)
+    url = page_url(request.flow_run_id)
+    logger.warning("waits for approval: %s or: trainguard approve %s", url or "(no UI)", request.id)
+    links = (Link(label="Approve in Prefect", url=url),)
     await _tell(context, incident.id, approval_needed(context.job, incident, found, request, links=links))
 
 

@@ -1,0 +1,154 @@
+"""Guarding from the command line: a guard flow in this process, its status lines on the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from datetime import datetime
+from typing import Any
+
+import httpx
+import typer
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.status import Status
+
+from trainguard.core.cadence import Cadence
+from trainguard.core.errors import UserError
+from trainguard.core.job import Job
+from trainguard.core.policy import Policy
+
+
+class GuardOptions(BaseModel):
+    """How to guard; the guard flow's parameters but for job and cluster."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: Policy = Policy()
+    cadence: Cadence = Cadence()
+    until: datetime | None = None
+    minutes: float | None = None
+    take_over: bool = False
+    notifiers: tuple[str, ...] = ()
+    model: str = ""
+
+
+class _OnTerminal(logging.Handler):
+    """Keeps the newest status line in place and prints what is worth keeping above it."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__()
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "trainguard.status":
+            self._status.update(record.getMessage())
+        else:
+            self._status.console.print(record.getMessage(), markup=False, highlight=False)
+
+
+def require_prefect() -> None:
+    """Make sure that a Prefect server answers, or that Prefect may start one. Raises UserError."""
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if not url:
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+        typer.echo("PREFECT_API_URL is not set: Prefect starts a server for this command alone.", err=True)
+        return
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as problem:
+        raise UserError(
+            f"no Prefect server answers at {url}: {problem}",
+            "start one with `prefect server start`, or mend PREFECT_API_URL",
+        ) from problem
+
+
+def guard_here(
+    job: Job, cluster: Any, options: GuardOptions, *, as_json: bool = False, quiet_end: bool = False
+) -> int:
+    """Guard a job in this process until it ends. Gives the exit code: 0 succeeded or `until`, 1 not."""
+    live = sys.stderr.isatty()
+    console = Console(stderr=True)
+    status = console.status(f"guarding {job.name}") if live else None
+    handler: logging.Handler = _OnTerminal(status) if status else logging.StreamHandler()
+    _listen(handler)
+    if status:
+        status.start()
+    try:
+        state = asyncio.run(_guard(job, cluster, options))
+    except KeyboardInterrupt:
+        typer.echo(
+            f"The guard stopped; the job goes on. Guard it again: trainguard watch {job.ref.id}", err=True
+        )
+        return 130
+    finally:
+        if status:
+            status.stop()
+    return _tell(job, state, as_json=as_json, quiet=quiet_end)
+
+
+def _listen(handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("trainguard")
+    ours.setLevel(logging.INFO)
+    ours.handlers[:] = [handler]
+    ours.propagate = False
+
+
+async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:
+    from trainguard.flows.guard import guard
+
+    take_over = options.take_over
+    while True:
+        state = await guard(
+            job=job,
+            cluster=await save_block(cluster),
+            policy=options.policy,
+            until=options.until,
+            minutes=options.minutes,
+            take_over=take_over,
+            cadence=options.cadence,
+            notifiers=[await _block(slug) for slug in options.notifiers],
+            model=await _block(options.model) if options.model else None,
+            return_state=True,
+        )
+        if state.name != "HandedOver":
+            return state
+        take_over = True
+
+
+async def save_block(cluster: Any) -> str:
+    """Save a block under its cluster's name, so that it can be seen and picked in the UI."""
+    if isinstance(cluster, str):
+        return cluster
+    name = "".join(c if c.isalnum() else "-" for c in cluster.cluster_name().lower()).strip("-")
+    await cluster.save(name, overwrite=True)
+    return f"{cluster.get_block_type_slug()}/{name}"
+
+
+async def _block(slug: str) -> Any:
+    from prefect.blocks.core import Block
+
+    try:
+        return await Block.aload(slug)
+    except ValueError as problem:
+        raise UserError(f"there is no block {slug!r}", "make it in Prefect's UI under Blocks") from problem
+
+
+def _tell(job: Job, state: Any, *, as_json: bool, quiet: bool) -> int:
+    outcome = state.message or state.name
+    if as_json:
+        typer.echo(json.dumps({"job": job.key, "name": job.name, "status": state.name, "outcome": outcome}))
+    if state.name in {"CredentialError", "Refused"}:
+        raise UserError(outcome)
+    if not as_json and not quiet:
+        typer.echo(f"{job.name}: {state.name}: {outcome}")
+    failed = outcome.startswith(("unrecoverable", "gone")) or not (
+        state.is_completed() or state.is_cancelled()
+    )
+    return 1 if failed else 0

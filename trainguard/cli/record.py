@@ -1,0 +1,145 @@
+"""`trainguard status` and `trainguard incidents`: what the ledger knows, without any server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from trainguard.core.errors import UserError
+from trainguard.core.incident import Incident
+from trainguard.core.job import Job
+from trainguard.core.messages import moment, span
+from trainguard.core.report import IncidentFile, incident_report, steps_lost
+from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.records import incident_file
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with stable field names.")]
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show the guarded jobs and how they are."""
+    rows = asyncio.run(_jobs())
+    if as_json:
+        typer.echo(json.dumps({"jobs": rows}, indent=2))
+        return
+    if not rows:
+        typer.echo("No job has been guarded yet. Start one: trainguard run -- COMMAND")
+        return
+    table = Table("job", "status", "state", "progress", "attempt", "incidents", "guarded by", "seen")
+    for row in rows:
+        seen = "-" if row["seen_at"] is None else moment(row["seen_at"])
+        words = (
+            row["name"],
+            row["status"],
+            row["liveness"],
+            row["progress"],
+            row["attempt"],
+            row["incidents"],
+        )
+        table.add_row(*(str(word) for word in words), row["guard"] or "nobody", seen)
+    Console().print(table)
+    for row in rows:
+        if row["outcome"]:
+            typer.echo(f"{row['name']}: {row['outcome']}")
+
+
+async def _jobs() -> list[dict[str, Any]]:
+    async with await Ledger.open() as ledger:
+        return [await _job_row(ledger, job) for job in await ledger.jobs()]
+
+
+async def _job_row(ledger: Ledger, job: Job) -> dict[str, Any]:
+    stand = await ledger.job_status(job.key)
+    seen = await ledger.latest_observation(job.key)
+    lease = await ledger.lease(job.key)
+    incidents = await ledger.incidents(job.key)
+    requests = await ledger.open_requests(job.key)
+    run = seen.incarnation if seen else None
+    return {
+        "job": job.key,
+        "name": job.name,
+        "status": stand.status if stand else "Pending",
+        "outcome": stand.outcome if stand else "",
+        "liveness": seen.liveness.value if seen else "unknown",
+        "native": seen.native if seen else "",
+        "progress": str(seen.progress) if seen and seen.progress else "-",
+        "attempt": run.attempt if run else None,
+        "incidents": len(incidents),
+        "questions": [request.id for request in requests],
+        "guard": lease.holder if lease else None,
+        "seen_at": seen.at if seen else None,
+    }
+
+
+def incidents(
+    incident: Annotated[
+        str | None, typer.Argument(help="An incident's id; without it all are listed.")
+    ] = None,
+    job: Annotated[str | None, typer.Option(help="Only incidents of the job with this name or key.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List incidents, or show one with its evidence."""
+    if incident is None:
+        _list(asyncio.run(_incidents(job)), as_json)
+    else:
+        _show(asyncio.run(_one(incident)), as_json)
+
+
+async def _incidents(wanted: str | None) -> list[tuple[Job | None, Incident]]:
+    async with await Ledger.open() as ledger:
+        jobs = {job.key: job for job in await ledger.jobs()}
+        found = [(jobs.get(row.job_key), row) for row in await ledger.incidents()]
+    if wanted is None:
+        return found
+    return [(job, row) for job, row in found if wanted in {row.job_key, job.name if job else ""}]
+
+
+def _list(found: list[tuple[Job | None, Incident]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"incidents": [_row(job, row) for job, row in found]}, indent=2))
+        return
+    table = Table("incident", "job", "detected", "signals", "state", "step", "outcome")
+    for job, row in found:
+        signals = ", ".join(signal.kind for signal in row.signals)
+        step = "-" if row.step is None else str(row.step)
+        name = job.name if job else row.job_key
+        table.add_row(row.id, name, moment(row.detected_at), signals, row.state, step, row.outcome)
+    Console().print(table)
+
+
+def _row(job: Job | None, incident: Incident) -> dict[str, Any]:
+    ends = incident.recovered_at or incident.closed_at
+    since = incident.failed_at or incident.detected_at
+    return {
+        "incident": incident.id,
+        "job": incident.job_key,
+        "name": job.name if job else "",
+        "state": incident.state.value,
+        "signals": [signal.kind.value for signal in incident.signals],
+        "detected_at": incident.detected_at,
+        "step": incident.step,
+        "steps_lost": steps_lost(incident),
+        "lasted": span(ends - since) if ends else None,
+        "outcome": incident.outcome,
+    }
+
+
+async def _one(incident_id: str) -> IncidentFile:
+    async with await Ledger.open() as ledger:
+        known = await incident_file(ledger, incident_id)
+    if known is None:
+        raise UserError(f"there is no incident {incident_id!r}", "list them: trainguard incidents")
+    return known
+
+
+def _show(known: IncidentFile, as_json: bool) -> None:
+    if as_json:
+        typer.echo(known.model_dump_json(indent=2))
+    else:
+        Console().print(Markdown(incident_report(known)))
