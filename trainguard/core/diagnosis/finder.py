@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
+from trainguard.core.diagnosis.pattern import BOUNDARY
+
 Hit = tuple[int, int]
 """Offset of a literal's last byte plus one, and the literal's index."""
 
@@ -30,22 +32,21 @@ class Finder(Protocol):
 
 def finder(literals: Sequence[str], *, native: bool | None = None) -> Finder:
     """The fastest finder there is; `native` False asks for the pure-Python one."""
-    encoded = [literal.encode("utf-8") for literal in literals]
-    if native is False or not encoded:
-        return PythonFinder(encoded)
+    if native is False or not literals:
+        return PythonFinder(literals)
     try:
         module = import_module("hyperscan")
     except ImportError:
         if native:
             raise
-        return PythonFinder(encoded)
-    return HyperscanFinder(module, encoded)
+        return PythonFinder(literals)
+    return HyperscanFinder(module, literals)
 
 
 class HyperscanFinder:
     """Literals by hyperscan, without case; sharpened ones by their whole patterns."""
 
-    def __init__(self, module: Any, literals: Sequence[bytes]) -> None:
+    def __init__(self, module: Any, literals: Sequence[str]) -> None:
         self._module = module
         self._literals = literals
         self._all = self._of_literals(range(len(literals)))
@@ -54,14 +55,28 @@ class HyperscanFinder:
         self._sharp: Any = None
         self._patterns: dict[int, Sequence[str]] = {}
 
-    def _of_literals(self, indexes: Sequence[int]) -> Any:
+    def _of_literals(self, indexes: Sequence[int]) -> list[Any]:
+        """Two databases: whole words, which are short, and plain literals."""
+        words = [index for index in indexes if _bounded(self._literals[index])]
+        plain = [index for index in indexes if not _bounded(self._literals[index])]
+        found = []
+        if words:
+            found.append(self._compiled([(i, _word(self._literals[i])) for i in words]))
+        if plain:
+            literals = [(i, self._literals[i].strip(BOUNDARY).encode()) for i in plain]
+            found.append(self._compiled(literals, literal=True))
+        return found
+
+    def _compiled(self, expressions: Sequence[tuple[int, bytes]], *, literal: bool | None = None) -> Any:
+        """A database of caseless literals (True), caseless words (None), or patterns as they are (False)."""
         database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
+        flag = 0 if literal is False else self._module.HS_FLAG_CASELESS
         database.compile(
-            expressions=[self._literals[index] for index in indexes],
-            ids=list(indexes),
-            elements=len(indexes),
-            flags=[self._module.HS_FLAG_CASELESS] * len(indexes),
-            literal=True,
+            expressions=[expression for _, expression in expressions],
+            ids=[index for index, _ in expressions],
+            elements=len(expressions),
+            flags=[flag] * len(expressions),
+            literal=literal is True,
         )
         return database
 
@@ -73,11 +88,10 @@ class HyperscanFinder:
         def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append((end, index))
 
-        if self._sharp is None or not data.isascii():  # other bytes count differently in the two engines
-            self._all.scan(data, match_event_handler=note)
-        else:
-            self._plain.scan(data, match_event_handler=note)
-            self._sharp.scan(data, match_event_handler=note)
+        # other than ASCII bytes count differently in the two engines
+        blunt = self._sharp is None or not data.isascii()
+        for database in self._all if blunt else (*self._plain, self._sharp):
+            database.scan(data, match_event_handler=note)
         hits.sort()
         return hits
 
@@ -86,18 +100,11 @@ class HyperscanFinder:
         together = {**self._patterns, **patterns}
         expressions = [(index, _loosened(p)) for index, several in together.items() for p in several]
         plain = [index for index in range(len(self._literals)) if index not in together]
-        database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
         try:
-            database.compile(
-                expressions=[expression for _, expression in expressions],
-                ids=[index for index, _ in expressions],
-                elements=len(expressions),
-                flags=[0] * len(expressions),
-            )
-            self._plain = self._of_literals(plain)
+            sharp, self._plain = self._compiled(expressions, literal=False), self._of_literals(plain)
         except self._module.HyperscanError:
             return  # they stay as they are: slower, with the same answers
-        self._sharp, self._patterns = database, together
+        self._sharp, self._patterns = sharp, together
 
 
 _GROUP_NAME = re.compile(r"\(\?P<\w+>")
@@ -109,11 +116,27 @@ def _loosened(pattern: str) -> bytes:
     return _ANCHORS.sub("", _GROUP_NAME.sub("(?:", pattern)).encode()
 
 
+_SHORT_WORD = 6
+"""Longer words are rare enough as they are."""
+_WORD_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_")
+
+
+def _bounded(literal: str) -> bool:
+    return BOUNDARY in literal and len(literal.strip(BOUNDARY)) <= _SHORT_WORD
+
+
+def _word(literal: str) -> bytes:
+    text = literal.strip(BOUNDARY)
+    left, right = literal.startswith(BOUNDARY), literal.endswith(BOUNDARY)
+    return (r"\b" * left + re.escape(text) + r"\b" * right).encode()
+
+
 class PythonFinder:
     """Literals by one expression over their trie, without case."""
 
-    def __init__(self, literals: Sequence[bytes]) -> None:
-        self._literals = [literal.lower() for literal in literals]
+    def __init__(self, literals: Sequence[str]) -> None:
+        self._marked = [literal if _bounded(literal) else "" for literal in literals]
+        self._literals = [literal.strip(BOUNDARY).lower().encode() for literal in literals]
         heads: dict[bytes, list[int]] = {}
         for index, literal in enumerate(self._literals):
             heads.setdefault(literal[:_HEAD], []).append(index)
@@ -133,11 +156,19 @@ class PythonFinder:
             position = start + 1
             for length in range(_SHORTEST, _HEAD + 1):
                 for index in self._heads.get(lower[start : start + length], ()):
-                    literal = self._literals[index]
-                    if lower.startswith(literal, start):
-                        hits.append((start + len(literal), index))
+                    if self._is_at(lower, start, index):
+                        hits.append((start + len(self._literals[index]), index))
         hits.sort()
         return hits
+
+    def _is_at(self, lower: bytes, start: int, index: int) -> bool:
+        literal, marked = self._literals[index], self._marked[index]
+        if not lower.startswith(literal, start):
+            return False
+        end = start + len(literal)
+        if marked.startswith(BOUNDARY) and start and lower[start - 1] in _WORD_BYTES:
+            return False
+        return not (marked.endswith(BOUNDARY) and end < len(lower) and lower[end] in _WORD_BYTES)
 
     def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
         """Nothing: here the literals are the fast part."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from trainguard.core.diagnosis.echo import Echo, echo_of
 from trainguard.core.diagnosis.exits import PROBES
 from trainguard.core.diagnosis.finder import Finder, finder
-from trainguard.core.diagnosis.pattern import requirements
+from trainguard.core.diagnosis.pattern import BOUNDARY, requirements
 from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
 from trainguard.core.diagnosis.text import Head
 from trainguard.core.evidence import EvidenceKind
@@ -60,12 +60,24 @@ class Entry:
     @cached_property
     def also(self) -> tuple[tuple[bytes, ...], ...]:
         """Literals beside those that found the line: one of each is in every line that fits."""
-        return tuple(tuple(t.encode() for t in sorted(s)) for s in requirements(self.pattern)[1:])
+        return tuple(
+            tuple(t.strip(BOUNDARY).encode() for t in sorted(s)) for s in requirements(self.pattern)[1:]
+        )
 
     @cached_property
     def loose(self) -> str:
         """The pattern without its anchors to the beginning of the message."""
         return _ANCHOR.sub("", self.pattern)
+
+    def settled(self, healthy: Mapping[str, int]) -> bool:
+        """Whether it is a healthy sign that was seen often enough."""
+        rule = self.rule
+        return (
+            rule is not None
+            and self.near is None
+            and rule.healthy
+            and healthy.get(rule.id, 0) >= _ENOUGH_SIGNS
+        )
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -198,6 +210,7 @@ class Matcher:
         return Match(rule, groups, echo_of(head.body, start, end, before()))
 
 
+_ENOUGH_SIGNS = 64
 _PATIENCE = 500
 """Lines looked at in vain, a pattern, before a literal is given up."""
 _MEMO = 4096

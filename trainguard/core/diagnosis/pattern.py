@@ -27,6 +27,8 @@ _REFUSED = {
 }
 _UNBOUNDED = 50
 """Quantifiers above this count as unbounded when they are nested."""
+BOUNDARY = "\b"
+"""At the end of a literal: there a word begins or ends. `inf` is in every INFO, the word is not."""
 _SHORTEST = 3
 """Shorter literals are in every line."""
 _DULL_WORDS = """
@@ -37,6 +39,7 @@ _DULL_WORDS = """
     training train dataset batch connection network server client request response version
 """
 _DULL = frozenset(_DULL_WORDS.split())
+_DULLEST = frozenset(["error", "errors", "failed", "loss", "step", "rank", "info", "the", "time", "and", "for"])
 """Words of nearly every log: useless for finding a line."""
 
 Literals = frozenset[str]
@@ -96,43 +99,91 @@ def requirements(pattern: str) -> tuple[Literals, ...]:
 
     Raises PatternError where no set is of use.
     """
-    sets = [s for s in _of_sequence(_parsed(pattern)) if min(map(len, s)) >= _SHORTEST]
+    sets = [s for s in _of_sequence(_parsed(pattern)) if _long_enough(s)]
     if not sets:
         raise PatternError(f"{pattern!r} needs {_SHORTEST} fixed characters in a row in each alternative")
     return tuple(sorted(set(sets), key=_value, reverse=True))
 
 
+def _long_enough(literals: Literals) -> bool:
+    return min(len(text.strip(BOUNDARY)) for text in literals) >= _SHORTEST
+
+
 def _value(literals: Literals) -> tuple[bool, int, int, list[str]]:
-    long_enough = min(map(len, literals)) >= _SHORTEST
-    return long_enough, min(_worth(text) for text in literals), -len(literals), sorted(literals)
+    return _long_enough(literals), min(_worth(text) for text in literals), -len(literals), sorted(literals)
 
 
 def _worth(text: str) -> int:
-    """Length without what is in every log: the longer, the rarer."""
+    """Length without what is in every log: the longer, the rarer. A whole word is rarer than a part of one."""
     words = re.findall(r"[^\W\d_]+", text)
     bright = sum(len(word) for word in words if word not in _DULL)
-    dull = (len(text) - bright) // (2 if len(words) > 1 else 4)
-    return min(len(text), bright + dull)
+    dull = sum(len(word) for word in words if word in _DULL and word not in _DULLEST)
+    rest = len(text) - bright - dull
+    return min(len(text), bright + dull // 2 + rest // (2 if len(words) > 1 else 4))
+
+
+class _Sets:
+    """The required sets of a sequence, gathered part by part."""
+
+    def __init__(self) -> None:
+        self.found: list[Literals] = []
+        self._run = ""
+        self._left = self._right = self._plain = False
+
+    def letters(self, text: str) -> None:
+        """More fixed text."""
+        self._run += text
+        self._right = self._plain = False
+
+    def boundary(self) -> None:
+        """A word begins or ends here."""
+        if self._run:
+            self._right = True
+        elif self._plain:
+            self.found[-1] = frozenset(text + BOUNDARY for text in self.found[-1])
+        else:
+            self._left = True
+
+    def group(self, sets: list[Literals], *, plain: bool) -> None:
+        """A part that is no fixed text. `plain` where it is one of several fixed texts."""
+        self.flush()
+        if plain and self._left:
+            sets = [frozenset(BOUNDARY + text for text in sets[0])]
+        self.found += sets
+        self._left, self._plain = False, plain
+
+    def flush(self) -> None:
+        """The fixed text ends."""
+        if self._run:
+            marks = (BOUNDARY if self._left else "", BOUNDARY if self._right else "")
+            self.found.append(frozenset({self._run.join(marks)}))
+            self._left = False
+        self._run, self._right = "", False
 
 
 def _of_sequence(tree: Any) -> list[Literals]:
     """The sets of a sequence: its runs of letters, and what its groups require."""
-    sets: list[Literals] = []
-    run = ""
+    sets = _Sets()
     for op, argument in tree:
         letters = _letters(op, argument)
         if letters is not None:
-            run += letters
-            continue
-        if op is _constants.AT:
-            continue
-        if run:
-            sets.append(frozenset({run}))
-            run = ""
-        sets += _of_group(op, argument)
-    if run:
-        sets.append(frozenset({run}))
-    return sets
+            sets.letters(letters)
+        elif op is _constants.AT:
+            if argument is _constants.AT_BOUNDARY:
+                sets.boundary()
+        else:
+            sets.group(_of_group(op, argument), plain=_plain(op, argument))
+    sets.flush()
+    return sets.found
+
+
+def _plain(op: Any, argument: Any) -> bool:
+    """Whether a part is one of several fixed texts."""
+    if op is _constants.SUBPATTERN and len(argument[3]) == 1:
+        return _plain(*argument[3][0])
+    if op is not _constants.BRANCH:
+        return False
+    return all(None not in [_letters(*part) for part in branch] for branch in argument[1])
 
 
 def _letters(op: Any, argument: Any) -> str | None:

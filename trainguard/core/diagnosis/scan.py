@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from trainguard.core.diagnosis.echo import Echo
 from trainguard.core.diagnosis.exits import Exit, exit_of
@@ -33,6 +35,7 @@ _STAMP_LINES = 40
 """Lines before an unstamped one in which a stamp is sought."""
 _LOOKBACK = 1 << 14
 """Bytes before an exception in which its traceback is sought."""
+_SHORT_LOOKBACK = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Scanned:
     near: dict[tuple[str, int], deque[int]] = field(default_factory=dict)
     progress: list[Point] = field(default_factory=list)
     tail: bytes = b""
+    healthy: Counter[str] = field(default_factory=Counter)
+    """Lines that fitted healthy rules, by rule: after some, more say nothing new."""
     exits: list[Exit] = field(default_factory=list)
 
     def hits(self) -> Iterator[Hit]:
@@ -133,7 +138,7 @@ class _Scanner:
         found.tail = self._previous
         for literals, waiting in self._waiting.items():
             for number, raw, before in waiting:
-                self._line(self._matcher.plausible(literals, raw), number, raw, before)
+                self._line(self._matcher.plausible(literals, raw), number, raw, partial(bytes, before))
         if found.size > _REGION:
             tail = found.tail[found.tail.find(b"\n") + 1 :]
             first = found.lines - tail.count(b"\n")
@@ -167,73 +172,73 @@ class _Scanner:
             return
         seen = self._seen.get(literals, 0) + 1
         self._seen[literals] = seen
-        before = data[max(0, start - _LOOKBACK) : start]
-        if start < _LOOKBACK and self._previous:
-            before = self._previous[start - _LOOKBACK :] + before
+        previous = self._previous
+
+        def before() -> bytes:
+            near = data[max(0, start - _LOOKBACK) : start]
+            return near if start >= _LOOKBACK else previous[start - _LOOKBACK :] + near
+
         if seen <= _AT_ONCE:
             if not self._line(entries, number, raw, before):
                 self._matcher.in_vain(literals)
         else:
             waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
-            waiting.append((number, raw, before[-512:]))
+            waiting.append((number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
 
-    def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: bytes) -> bool:
+    def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: Callable[[], bytes]) -> bool:
         text = clean(raw)
         entries = self._matcher.fitting(entries, text)
         if not entries:
             return False
+        if all(entry.settled(self._found.healthy) for entry in entries):
+            return True
         line = head(text)
-        found = self._matcher.match(
-            entries, line, text, lambda: _message_before(before), self._found.stream.kind
-        )
+        kind = self._found.stream.kind
+        found = self._matcher.match(entries, line, text, lambda: _message_before(before()), kind)
         if found.probe is not None and len(self._found.exits) < _EXITS:
-            self._found.exits.append(
-                exit_of(found.probe, number, text[:2000], line.stamp, _messages(before[-2048:], line.rank))
-            )
+            lines = _messages(before()[-2048:], line.rank)
+            self._found.exits.append(exit_of(found.probe, number, text[:2000], line.stamp, lines))
         for neighbour in found.neighbours:
             key = (neighbour.rule.id, id(neighbour.near))
             self._found.near.setdefault(key, deque(maxlen=1024)).append(number)
         healthy = [match for match in found.matches if match.rule.healthy]
         for match in healthy or found.matches:
-            self._hit(match, number, text, line, before)
+            self._keep(match, number, text, line, before)
         return True
 
-    def _hit(self, match: Match, number: int, text: str, line: Head, before: bytes) -> None:
-        code, stamp = "", line.stamp
-        if stamp is None:
-            stamp = _stamp_before(before, line.rank)
-        if EXCEPTION.match(line.body) or match.rule.scope == "code":
-            code = owners_frame(_messages(before, line.rank))
-        self._keep(
-            Hit(
-                match.rule,
-                self._found.index,
-                number,
-                text[:2000],
-                line.rank,
-                line.node,
-                stamp,
-                line.kernel,
-                match.groups,
-                match.echo,
-                self._found.stream.kind,
-                code,
-            )
-        )
-
-    def _keep(self, hit: Hit) -> None:
+    def _keep(self, match: Match, number: int, text: str, line: Head, before: Callable[[], bytes]) -> None:
+        """Keep a hit; look around it only if it is among the first of its kind."""
         found = self._found
-        key = (hit.rule.id, hit.rank, hit.node, hit.echo is not None)
+        key = (match.rule.id, line.rank, line.node, match.echo is not None)
         kept = found.kept.get(key)
         if kept is None:
             if len(found.kept) >= _KEYS:
                 return
             kept = found.kept[key] = _Kept()
         kept.count += 1
-        if len(kept.first) < _KEPT:
-            kept.first.append(hit)
-        else:
-            kept.last.append(hit)
+        first = len(kept.first) < _KEPT
+        code, stamp = "", line.stamp
+        if first and not match.rule.healthy:
+            stamp = stamp or _stamp_before(before(), line.rank)
+            if EXCEPTION.match(line.body) or match.rule.scope == "code":
+                code = owners_frame(_messages(before(), line.rank, _FRAMES))
+        hit = Hit(
+            match.rule,
+            found.index,
+            number,
+            text[:2000],
+            line.rank,
+            line.node,
+            stamp,
+            line.kernel,
+            match.groups,
+            match.echo,
+            found.stream.kind,
+            code,
+        )
+        (kept.first if first else kept.last).append(hit)
+        if match.rule.healthy and match.echo is None:
+            found.healthy[match.rule.id] += 1
 
 
 def _bounds(data: bytes, offset: int) -> tuple[int, int]:
@@ -261,13 +266,15 @@ def _stamp_before(before: bytes, rank: int | None) -> Stamp | None:
     return None
 
 
-def _messages(before: bytes, rank: int | None) -> list[str]:
-    """The messages of one rank before a line, oldest first."""
+_FRAMES = re.compile(rb"File |\.py:|Traceback|During handling|direct cause|Cell In")
+
+
+def _messages(before: bytes, rank: int | None, wanted: re.Pattern[bytes] | None = None) -> list[str]:
+    """The messages of one rank before a line, oldest first; only those that hold what is wanted."""
     found = []
     for raw in before.split(b"\n"):
-        text = clean(raw)
-        if text:
-            line = head(text)
-            if line.rank == rank:
+        if wanted is None or wanted.search(raw):
+            line = head(clean(raw))
+            if line.rank == rank and line.body:
                 found.append(line.body)
     return found

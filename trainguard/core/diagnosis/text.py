@@ -121,8 +121,28 @@ def head(text: str) -> Head:
     return found
 
 
+_STARTS = {
+    kind: tuple(p for p in _PREFIXES if any(p.pattern.startswith(opening) for opening in openings))
+    for kind, openings in {
+        "[": ("\\[", "[\\[", "(?P<iso>"),
+        "(": ("\\(", "[\\["),
+        "<": ("[\\[",),
+        "digit": ("(?P<rank>\\d", "\\d", "(?P<iso>", "\\[?(?P<iso>"),
+        "letter": ("(?i:(?:global", "(?P<node>", "(?P<syslog>", "kernel:", "\\[?[IWEFCD]", "[IWEF]", "[\\["),
+    }.items()
+}
+"""Prefixes by the character that they can begin with: most lines need no more than a few looks."""
+
+
+def _start_of(text: str) -> str:
+    first = text[:1]
+    if first.isdigit():
+        return "digit"
+    return "letter" if first.isalpha() else first
+
+
 def _strip_one(found: Head) -> bool:
-    for prefix in _PREFIXES:
+    for prefix in _STARTS.get(_start_of(found.body), ()):
         match = prefix.match(found.body)
         if match is None or match.end() == 0:
             continue
