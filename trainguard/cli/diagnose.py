@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ def diagnose(
 ) -> None:
     """Find the root cause in log files and show the lines that prove it."""
     try:
-        catalogue = load_catalogue(rules or ())
+        catalogue = load_catalogue(rules or (), pattern_memory())
         if jsonl:
             answer_cases(catalogue)
             return
@@ -72,6 +73,12 @@ def diagnose(
     from trainguard.cli.diagnosis_view import show  # rich is only needed here
 
     show(examination)
+
+
+def pattern_memory() -> Path:
+    """Where the command line keeps what it found out about patterns."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "trainguard" / "patterns.json"
 
 
 def answer_cases(catalogue: Catalogue) -> None:

@@ -5,6 +5,8 @@ A file says `family: GPU` and lists `rules:`. Users add files of the same form w
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from trainguard.core.diagnosis import pattern
 from trainguard.core.diagnosis.rule import Catalogue, Rule
 from trainguard.core.errors import ConfigError
 
@@ -23,8 +26,43 @@ def own_files() -> tuple[Path, ...]:
     return tuple(sorted(Path(__file__).parent.glob("*.yaml")))
 
 
-def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
-    """Read the catalogue and the user's own files. Raises ConfigError naming file, rule and field."""
+def load_catalogue(extra: Sequence[Path] = (), memory: Path | None = None) -> Catalogue:
+    """Read the catalogue and the user's own files. Raises ConfigError naming file, rule and field.
+
+    `memory` is a file that keeps what was found out about the patterns: half of the time of a start.
+    It may be missing, old or unwritable.
+    """
+    known = _recall(memory) if memory else {}
+    catalogue = _load(extra)
+    if memory and known.keys() != pattern.remembered().keys():
+        _keep(memory)
+    return catalogue
+
+
+def _recall(memory: Path) -> pattern.Memory:
+    try:
+        kept = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(kept, dict) or kept.get("algorithm") != pattern.ALGORITHM:
+        return {}
+    known: pattern.Memory = kept["patterns"]
+    pattern.remember(known)
+    return known
+
+
+def _keep(memory: Path) -> None:
+    text = json.dumps({"algorithm": pattern.ALGORITHM, "patterns": pattern.remembered()})
+    half = memory.with_suffix(f".{os.getpid()}")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text(text, encoding="utf-8")
+        half.replace(memory)
+    except OSError:
+        return  # the next start is as slow as this one
+
+
+def _load(extra: Sequence[Path]) -> Catalogue:
     rules: list[Rule] = []
     origin: dict[str, Path] = {}
     for path in (*own_files(), *extra):

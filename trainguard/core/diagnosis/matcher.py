@@ -211,7 +211,7 @@ class Matcher:
 
 
 _ENOUGH_SIGNS = 64
-_PATIENCE = 500
+_PATIENCE = 800
 """Lines looked at in vain, a pattern, before a literal is given up."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""

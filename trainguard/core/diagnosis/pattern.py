@@ -39,7 +39,9 @@ _DULL_WORDS = """
     training train dataset batch connection network server client request response version
 """
 _DULL = frozenset(_DULL_WORDS.split())
-_DULLEST = frozenset(["error", "errors", "failed", "loss", "step", "rank", "info", "the", "time", "and", "for"])
+_DULLEST = frozenset(
+    ["error", "errors", "failed", "loss", "step", "rank", "info", "the", "time", "and", "for"]
+)
 """Words of nearly every log: useless for finding a line."""
 
 Literals = frozenset[str]
@@ -54,12 +56,40 @@ def check(pattern: str, *, searched: bool = True) -> None:
 
     A pattern that lines are `searched` for also needs literals to find them by.
     """
+    if (pattern, searched) in _CHECKED:
+        return
     tree = _parsed(pattern)
     _walk(tree, pattern, repeated=False)
     if tree.getwidth()[0] == 0:
         raise PatternError(f"{pattern!r} matches the empty line")
     if searched:
         requirements(pattern)
+    _CHECKED.add((pattern, searched))
+
+
+_CHECKED: set[tuple[str, bool]] = set()
+_REQUIRED: dict[str, tuple[Literals, ...]] = {}
+ALGORITHM = 1
+"""Counts up when other patterns pass, or others literals are found: what was remembered is then void."""
+
+Memory = dict[str, list[list[str]]]
+"""Checked patterns and their literals; those that are not searched for have none."""
+
+
+def remembered() -> Memory:
+    """All that was found out about patterns in this process, to be remembered by the next."""
+    return {
+        pattern: [sorted(literals) for literals in _REQUIRED[pattern]] if searched else []
+        for pattern, searched in sorted(_CHECKED)
+    }
+
+
+def remember(memory: Memory) -> None:
+    """Take over what an earlier process found out."""
+    for pattern, sets in memory.items():
+        _CHECKED.add((pattern, bool(sets)))
+        if sets:
+            _REQUIRED[pattern] = tuple(frozenset(literals) for literals in sets)
 
 
 @lru_cache(maxsize=8192)
@@ -93,16 +123,18 @@ def _inside(op: Any, argument: Any) -> Iterable[Any]:
     return ()
 
 
-@lru_cache(maxsize=8192)
 def requirements(pattern: str) -> tuple[Literals, ...]:
     """Sets of lower-case literals; every match holds one of each set. The first set finds lines best.
 
     Raises PatternError where no set is of use.
     """
+    if pattern in _REQUIRED:
+        return _REQUIRED[pattern]
     sets = [s for s in _of_sequence(_parsed(pattern)) if _long_enough(s)]
     if not sets:
         raise PatternError(f"{pattern!r} needs {_SHORTEST} fixed characters in a row in each alternative")
-    return tuple(sorted(set(sets), key=_value, reverse=True))
+    found = _REQUIRED[pattern] = tuple(sorted(set(sets), key=_value, reverse=True))
+    return found
 
 
 def _long_enough(literals: Literals) -> bool:
