@@ -106,7 +106,7 @@ TORCH_SCENARIO = Scenario(
     incidents=(
         PlannedIncident(
             Fault(FaultKind.RANK_KILLED, 130),
-            FaultClass.UNKNOWN,
+            FaultClass.HOST_OOM,  # what a SIGKILL that nobody explains mostly is
             "rank 1 is killed with SIGKILL; the other rank fails in its next all-reduce",
         ),
     ),

@@ -142,7 +142,7 @@ class Trainer:
 
 def load(path: Path) -> tuple[Weights, int]:
     """Read a checkpoint back. Raises what numpy raises where it is damaged."""
-    with np.load(path) as archive:
+    with path.open("rb") as file, np.load(file) as archive:
         weights = {name: np.array(archive[name]) for name in archive.files if name != "step"}
         return weights, int(archive["step"])
 
