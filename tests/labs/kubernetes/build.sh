@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds a Kubernetes 1.20.2 control plane and kubelet from Debian bookworm's own source package, once.
+# Builds a Kubernetes 1.20.2 control plane, kubelet and kubectl from Debian bookworm's own source package, once.
 # Everything lands in a cache outside the checkout; a second call finds it there and returns at once.
 # Prints the folder that holds the result as its last line. Needs root, about 130 MB of downloads and
 # 2.5 GB of disk while it works (0.6 GB afterwards); some minutes on 2 cores.
@@ -7,10 +7,10 @@ set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs
 home=$cache/kubernetes
-recipe=1 # raise it when this file makes something else of the same sources
-commands="kube-apiserver kube-controller-manager kube-scheduler kubelet"
+recipe=2 # raise it when this file makes something else of the same sources
+commands="kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl"
 packages="golang-1.19-go golang-1.19-src golang-github-modern-go-reflect2-dev
-  etcd-server kubernetes-client containerd runc containernetworking-plugins busybox-static"
+  etcd-server containerd runc containernetworking-plugins busybox-static"
 
 say() { echo "[build ${SECONDS}s] $*" >&2; }
 
@@ -69,7 +69,7 @@ unpack() {
 }
 
 mend() {
-  # 1. The vendored reflect2 does not link with this Go; Debian's newer one does.
+  # 1. The vendored reflect2 breaks on this Go, which is why kubectl as packaged crashes; Debian's newer one works.
   local reflect2=$source/vendor/github.com/modern-go/reflect2
   rm -f "$reflect2"/*.go "$reflect2"/*.s
   cp "$work"/root/usr/share/gocode/src/github.com/modern-go/reflect2/*.{go,s} "$reflect2/"
@@ -120,7 +120,7 @@ compile() {
 
 keep() {
   local root=$work/root
-  cp "$root/usr/bin/etcd" "$root/usr/bin/kubectl" "$root"/usr/bin/containerd* "$root/usr/bin/ctr" "$home/bin/"
+  cp "$root/usr/bin/etcd" "$root"/usr/bin/containerd* "$root/usr/bin/ctr" "$home/bin/"
   cp "$root/usr/sbin/runc" "$home/bin/"
   cp "$root/bin/busybox" "$home/bin/busybox"
   mkdir -p "$home/cni"

@@ -94,15 +94,23 @@ class ClusterApi:
         return answer
 
     async def delete(
-        self, kind: Kind, obj: Object, policy: str = "", grace: int | None = None, dry_run: bool = False
+        self,
+        kind: Kind,
+        obj: Object,
+        policy: str = "",
+        grace: int | None = None,
+        unchanged: bool = False,
+        dry_run: bool = False,
     ) -> None:
-        """Delete the object that was read, and no other of its name."""
+        """Delete the object that was read, and no other of its name; `unchanged`: only if nobody wrote to it since."""
         own = reading.meta(obj)
         body: dict[str, Any] = {
             "kind": "DeleteOptions",
             "apiVersion": "v1",
             "preconditions": {"uid": own["uid"]},
         }
+        if unchanged:
+            body["preconditions"]["resourceVersion"] = own["resourceVersion"]
         if policy:
             body["propagationPolicy"] = policy
         if grace is not None:

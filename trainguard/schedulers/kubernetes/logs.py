@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from trainguard.core.errors import NotFoundError, RefusedError, SchedulerError
@@ -23,6 +25,7 @@ from trainguard.transports.kube import Kube, Object
 TYPICAL_LINE = 64
 """Bytes of a line, to guess how many lines make a tail."""
 CURSOR_VERSION = 1
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)\Z")
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class PodLogs:
             # each run has its share, so that one that floods does not silence the others
             share = max(1, left // (len(pending) - index)) if left else 0
             try:
-                got = await self._run(run, places[run.key], share, tail=known is None)
+                got = await self._run(run, places[run.key], share, left, tail=known is None)
             except SchedulerError as error:
                 refused = error
                 continue
@@ -153,17 +156,17 @@ class PodLogs:
 
     async def tail(self, run: Run, limit: int) -> tuple[str, bool]:
         """Give the end of a run's log, and whether its beginning is missing."""
-        got = await self._run(run, Place(), limit, tail=True)
+        got = await self._run(run, Place(), limit, limit, tail=True)
         text = "" if got.chunk is None else got.chunk.text
         return text, got.place.lines is None
 
-    async def _run(self, run: Run, place: Place, limit: int, tail: bool) -> _Read:
-        if limit <= 0:
+    async def _run(self, run: Run, place: Place, share: int, left: int, tail: bool) -> _Read:
+        if left <= 0:
             return _Read(None, place, True)
         try:
             if tail:
-                return await self._last(run, limit)
-            return await self._next(run, place, limit)
+                return await self._last(run, share)
+            return await self._next(run, place, share, left)
         except RefusedError as error:
             # 400: the container has not begun, or the run before it is no longer kept
             if not run.previous and "waiting to start" not in str(error):
@@ -174,10 +177,10 @@ class PodLogs:
                 return _Read(None, replace(place, done=True), False)
             raise
 
-    async def _next(self, run: Run, place: Place, limit: int) -> _Read:
+    async def _next(self, run: Run, place: Place, share: int, left: int) -> _Read:
         taken, size, skipped = list[str](), 0, place.same
         last = place
-        async for stamp, text, whole in self._lines(run, sinceTime=_whole_second(place.stamp)):
+        async for stamp, text, whole in self._lines(run, since=_whole_second(place.stamp)):
             if stamp < place.stamp:
                 continue
             if stamp == place.stamp and skipped:
@@ -185,29 +188,17 @@ class PodLogs:
                 continue
             if not whole and not run.ended:
                 break  # half a line: it comes whole next time
-            if size + len(text) > limit:
-                return self._full(run, place, last, taken, (stamp, text), limit)
+            if size + len(text) > share:
+                return _full(run, place, last, taken, (stamp, text), left)
             taken.append(text)
             size += len(text)
             last = _after(last, stamp)
         return _Read(_chunk(run, taken, place), replace(last, done=run.ended), False)
 
-    def _full(
-        self, run: Run, place: Place, last: Place, taken: list[str], line: tuple[str, str], limit: int
-    ) -> _Read:
-        """The limit is reached. A line that is longer than the limit itself is cut, else it would never pass."""
-        if taken:
-            return _Read(_chunk(run, taken, place), last, True)
-        stamp, text = line
-        chunk = _chunk(run, [text[:limit]], place)
-        assert chunk is not None
-        cut = chunk.model_copy(update={"skipped_bytes": len(text) - limit})
-        return _Read(cut, _after(last, stamp), True)
-
     async def _last(self, run: Run, limit: int) -> _Read:
         kept: deque[str] = deque()
         size, lines, place, dropped = 0, max(1, limit // TYPICAL_LINE), Place(), 0
-        async for stamp, text, whole in self._lines(run, tailLines=lines):
+        async for stamp, text, whole in self._lines(run, tail=lines):
             if not whole and not run.ended:
                 break
             kept.append(text if len(text) <= limit else text[-limit:])
@@ -222,7 +213,9 @@ class PodLogs:
         chunk = _chunk(run, list(kept), Place(lines=0 if whole_log else None))
         return _Read(chunk, replace(place, done=run.ended), False)
 
-    async def _lines(self, run: Run, **query: object) -> AsyncIterator[tuple[str, str, bool]]:
+    async def _lines(
+        self, run: Run, since: str = "", tail: int | None = None
+    ) -> AsyncGenerator[tuple[str, str, bool], None]:
         """Give lines as (stamp, text with its end, whether it has one)."""
         path = f"/api/v1/namespaces/{quote(run.namespace)}/pods/{quote(run.pod)}/log"
         stream = self._kube.lines(
@@ -230,16 +223,28 @@ class PodLogs:
             container=run.container,
             previous="true" if run.previous else "",
             timestamps="true",
-            **query,
+            sinceTime=since,
+            tailLines=tail,
         )
         last = ""
         async with contextlib.aclosing(stream):
             async for raw in stream:
-                stamp, found, text = raw.decode("utf-8", "replace").partition(" ")
-                if not found or not _is_stamp(stamp):
-                    stamp, text = last, raw.decode("utf-8", "replace")
-                last = _sortable(stamp)
-                yield last, text, text.endswith("\n")
+                line = raw.decode("utf-8", "replace")
+                word, found, text = line.partition(" ")
+                stamp = _stamp(word) if found else ""
+                last = stamp or last
+                yield last, text if stamp else line, line.endswith("\n")
+
+
+def _full(run: Run, place: Place, last: Place, taken: list[str], line: tuple[str, str], left: int) -> _Read:
+    """The share is used up. A first line may take all that is left; a longer one is cut, else it would never pass."""
+    if taken:
+        return _Read(_chunk(run, taken, place), last, True)
+    stamp, text = line
+    chunk = _chunk(run, [text[:left]], place)
+    assert chunk is not None
+    cut = chunk.model_copy(update={"skipped_bytes": max(0, len(text) - left)})
+    return _Read(cut, _after(last, stamp), True)
 
 
 def _after(place: Place, stamp: str) -> Place:
@@ -256,21 +261,20 @@ def _chunk(run: Run, lines: list[str], place: Place) -> LogChunk | None:
     return LogChunk(source=run.source, text="".join(lines), first_line=first)
 
 
-def _is_stamp(word: str) -> bool:
-    return len(word) >= 20 and word[4] == "-" and word[10] == "T" and reading.seconds(_trimmed(word)) is not None
+def _stamp(word: str) -> str:
+    """Read a time stamp as UTC with nine digits, so that stamps compare as strings; empty if it is none.
 
-
-def _trimmed(stamp: str) -> str:
-    """Cut nanoseconds to microseconds: Python reads no more."""
-    head, point, tail = stamp.partition(".")
-    digits = tail.rstrip("Zz")
-    return f"{head}.{digits[:6]}Z" if point and stamp[-1] in "Zz" else stamp
-
-
-def _sortable(stamp: str) -> str:
-    """Fill the fraction to nine digits, so that stamps compare as strings."""
-    head, _, tail = stamp.rstrip("Zz").partition(".")
-    return f"{head}.{tail[:9].ljust(9, '0')}Z" if stamp[-1:] in ("Z", "z") else stamp
+    A node writes them in its own time zone, with nanoseconds, of which Python reads six digits.
+    """
+    match = _STAMP.match(word)
+    if match is None:
+        return ""
+    head, fraction, zone = match.groups()
+    try:
+        moment = datetime.fromisoformat(head + zone.replace("Z", "+00:00")).astimezone(UTC)
+    except ValueError:
+        return ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{(fraction or '').ljust(9, '0')[:9]}Z"
 
 
 def _whole_second(stamp: str) -> str:

@@ -121,11 +121,14 @@ def _clean_pod(wanted: dict[str, Any]) -> None:
 
 
 def marked(
-    obj: Object, fence: Fence, action: Action, attempt: int | None = None, **more: str
+    obj: Object, fence: Fence, action: Action, attempt: int | None = None, pods: str = ""
 ) -> dict[str, str]:
-    """Give the annotations that an action leaves: its fence after the earlier ones, and what it was."""
+    """Give the annotations that an action leaves: its fence after the earlier ones, and what it was.
+
+    `pods` are the uids of the pods that it deletes, comma-separated.
+    """
     tokens = [*reading.fences(obj), fence.token][-KEPT_FENCES:]
-    intent = {"fence": fence.token, "action": action.model_dump(mode="json"), **more}
+    intent = {"fence": fence.token, "action": action.model_dump(mode="json"), "pods": pods}
     notes = {reading.FENCES: ",".join(tokens), reading.INTENT: json.dumps(intent)}
     if attempt is not None:
         notes[reading.ATTEMPT] = str(attempt)

@@ -156,5 +156,7 @@ def rule(missing: Iterable[Right]) -> str:
     for (namespace, group, name), verbs in grouped.items():
         where = f"Role in namespace {namespace}" if namespace else "ClusterRole"
         listed = ", ".join(f'"{verb}"' for verb in dict.fromkeys(verbs))
-        parts.append(f'add to a {where}: - {{apiGroups: ["{group}"], resources: ["{name}"], verbs: [{listed}]}}')
+        parts.append(
+            f'add to a {where}: - {{apiGroups: ["{group}"], resources: ["{name}"], verbs: [{listed}]}}'
+        )
     return "; ".join(parts)

@@ -120,6 +120,9 @@ def _down(
     if any(view.ready and view.alive for view in views):
         # the pods are ahead of the counters, or not yet ready for long enough (minReadySeconds)
         return replace(group, liveness=Liveness.RUNNING, native="Ready")
+    if scene.pods is not None and not any(view.alive for view in views) and obj.get("kind") != "Deployment":
+        # scaled a moment ago, or forbidden by a quota: these kinds do not say since when
+        return replace(group, liveness=Liveness.PENDING, warning=f"no pod exists of {counters.wanted} wanted")
     if scene.now - _settled_at(obj, scene) <= scene.limits.ready:
         return replace(group, liveness=Liveness.PENDING, native=group.native if group.stuck else "Starting")
     if group.restart_underway:
@@ -138,5 +141,6 @@ def _settled_at(obj: Object, scene: Scene) -> float:
     progressing = reading.condition(obj, "Progressing")
     if progressing is not None:
         marks.append(reading.seconds(progressing.get("lastUpdateTime")))
-    marks += [reading.created(pod) for pod in scene.pods or () if not reading.deleting(pod)]
+    pods = [reading.created(pod) for pod in scene.pods or () if not reading.deleting(pod)]
+    marks += pods or [reading.since(reading.condition(obj, "Available"))]
     return float(max(mark or 0.0 for mark in marks))

@@ -1,0 +1,233 @@
+"""What one process sees of one cluster: the informers, and observations made from them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
+
+from trainguard.core.errors import ConfigError, NotFoundError, SchedulerError
+from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import Liveness, Observation
+from trainguard.schedulers.kubernetes import reading
+from trainguard.schedulers.kubernetes.api import ClusterApi
+from trainguard.schedulers.kubernetes.batch import newest_job
+from trainguard.schedulers.kubernetes.informer import Informer, Sight
+from trainguard.schedulers.kubernetes.kinds import KINDS, NODE, JobName, Kind, parse_job_id
+from trainguard.schedulers.kubernetes.ownership import index_words, job_words, own_pods
+from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
+from trainguard.schedulers.kubernetes.state import incarnation, read_job
+from trainguard.transports.kube import Object
+
+FIRST_LOOK_SECONDS = 15.0
+"""How long a first look may wait for its list."""
+BLINK_SECONDS = 0.5
+"""How long a look waits for a stream that is being opened again."""
+RECREATE_SECONDS = 120.0
+"""For how long a job that a guard deleted counts as being made again."""
+REMEMBERED = 5000
+
+
+class ClusterSight:
+    """The shared watch of one cluster."""
+
+    def __init__(self, api: ClusterApi, cluster: str, limits: Limits, poll_seconds: float) -> None:
+        self._api, self._cluster, self._limits, self._poll_seconds = api, cluster, limits, poll_seconds
+        self._informers: dict[tuple[str, str], Informer] = {}
+        self._last: OrderedDict[JobRef, tuple[str, Observation]] = OrderedDict()
+        self._asked: dict[JobRef, tuple[float, Observation]] = {}
+        self._sequence = 0
+        self._changed = asyncio.Condition()
+        self._notify: asyncio.Task[None] | None = None
+        self.remaking: set[str] = set()
+        """Ids of jobs that this process is making again."""
+
+    async def wait(self, since: int, timeout: float) -> int:
+        """Return a new sequence number as soon as anything changed."""
+        async with self._changed:
+            try:
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._sequence > since), timeout)
+            except TimeoutError:
+                return since
+            return self._sequence
+
+    async def observe(self, jobs: Iterable[Job]) -> dict[JobRef, Observation]:
+        """Look at many jobs; asks the cluster nothing where it is watched."""
+        names, seen = dict[JobRef, JobName](), dict[JobRef, Observation]()
+        for ref in dict.fromkeys(job.ref for job in jobs):
+            try:
+                names[ref] = parse_job_id(ref.id)
+            except ConfigError as error:
+                seen[ref] = self._unknown(ref, str(error))
+        await self._look(names.values())
+        for ref, name in names.items():
+            seen[ref] = await self._one(ref, name)
+        return seen
+
+    def informer(self, kind: Kind, namespace: str) -> Informer:
+        """Give the informer of a kind in a namespace, begun."""
+        key = (kind.name, namespace)
+        if key not in self._informers:
+            index = index_words if kind.name in ("Pod", "Job") else lambda obj: ()
+            made = Informer(self._api, kind, namespace, self._on_change, self._poll_seconds, index)
+            self._informers[key] = made
+            made.start()
+        return self._informers[key]
+
+    def scene(self, obj: Object) -> Scene:
+        """Gather what is known beside an object."""
+        namespace = str(reading.meta(obj).get("namespace") or "")
+        pods = self.informer(KINDS["Pod"], namespace)
+        nodes = self.informer(NODE, "")
+        return Scene(
+            now=time.time(),
+            pods=own_pods(obj, pods.indexed(job_words(obj))) if pods.seeing else None,
+            nodes={reading.name(node): node for node in nodes.all()} if nodes.seeing else None,
+            limits=self._limits,
+        )
+
+    async def close(self) -> None:
+        """End all watches."""
+        await asyncio.gather(*(one.stop() for one in self._informers.values()))
+        if self._notify is not None:
+            await asyncio.gather(self._notify, return_exceptions=True)
+
+    def _on_change(self) -> None:
+        """Wake the waiting guards, once for all changes of one turn of the loop."""
+        self._sequence += 1
+        if self._notify is None or self._notify.done():
+            self._notify = asyncio.create_task(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _look(self, names: Iterable[JobName]) -> None:
+        wanted = {(name.kind.name, name.namespace): name.kind for name in names}
+        wanted |= {("Pod", namespace): KINDS["Pod"] for _, namespace in wanted}
+        wanted |= {("Job", namespace): KINDS["Job"] for kind, namespace in wanted if kind == "CronJob"}
+        if not wanted:
+            return
+        informers = [self.informer(kind, namespace) for (_, namespace), kind in wanted.items()]
+        informers.append(self.informer(NODE, ""))
+        await asyncio.gather(
+            *(
+                one.ready(FIRST_LOOK_SECONDS if one.sight is Sight.STARTING else BLINK_SECONDS)
+                for one in informers
+            )
+        )
+
+    async def _one(self, ref: JobRef, name: JobName) -> Observation:
+        informer, pods = self.informer(name.kind, name.namespace), self.informer(KINDS["Pod"], name.namespace)
+        if informer.sight is Sight.FORBIDDEN:
+            return await self._by_name(ref, name, informer)
+        if informer.sight is Sight.ABSENT or not informer.seeing:
+            return self._unknown(ref, str(informer.error or "the watch is being opened again"))
+        obj = informer.get(name.namespace, name.name)
+        if obj is None:
+            return self._missing(ref, name, informer)
+        if not pods.seeing and pods.sight is not Sight.FORBIDDEN:
+            return self._unknown(ref, f"pods: {pods.error or 'the watch is being opened again'}")
+        return self._said(ref, name, obj, f"{informer.sight}")
+
+    def _said(self, ref: JobRef, name: JobName, obj: Object, source: str) -> Observation:
+        obj = self._speaker(name, obj)
+        told = read_job(obj, self.scene(obj))
+        made = self._observation(ref, name, obj, told, source)
+        self._last[ref] = (reading.uid(obj), made)
+        self._last.move_to_end(ref)
+        while len(self._last) > REMEMBERED:
+            self._last.popitem(last=False)
+        return made
+
+    def _speaker(self, name: JobName, obj: Object) -> Object:
+        """A CronJob is what its newest Job is."""
+        if name.kind.name != "CronJob":
+            return obj
+        return newest_job(self.informer(KINDS["Job"], name.namespace).indexed([reading.uid(obj)])) or obj
+
+    def _missing(self, ref: JobRef, name: JobName, informer: Informer) -> Observation:
+        """Tell finished and vanished, deleted by somebody, being made again, and never heard of apart."""
+        if name.id in self.remaking:
+            return self._being_remade(ref)
+        gone = informer.deleted(name.namespace, name.name)
+        if gone is None:
+            return Observation(
+                job=ref, at=time.time(), source=str(informer.sight), liveness=Liveness.GONE, native="NotFound"
+            )
+        uid, last = self._last.get(ref, ("", None))
+        if (
+            last is not None
+            and uid == reading.uid(gone)
+            and last.liveness in (Liveness.SUCCEEDED, Liveness.FAILED)
+        ):
+            # a finished object may be removed by its time to live
+            return last.model_copy(
+                update={"at": time.time(), "reason": f"{last.reason}; the object was removed"}
+            )
+        told = read_job(gone, self.scene(gone))
+        if told.native == "Recreating":
+            due = (reading.seconds(reading.meta(gone).get("deletionTimestamp")) or 0) + RECREATE_SECONDS
+            if time.time() < due:
+                return self._being_remade(ref)
+        if not told.liveness.terminal:
+            told = replace(
+                told, liveness=Liveness.STOPPED, native="Deleted", restart_underway=False, stuck=""
+            )
+        return self._observation(ref, name, gone, told, str(informer.sight))
+
+    def _being_remade(self, ref: JobRef) -> Observation:
+        return Observation(
+            job=ref,
+            at=time.time(),
+            source="guard",
+            liveness=Liveness.PENDING,
+            native="Recreating",
+            restart_underway=True,
+        )
+
+    async def _by_name(self, ref: JobRef, name: JobName, informer: Informer) -> Observation:
+        """Listing is refused: read the one object, no more often than one polls."""
+        at, last = self._asked.get(ref, (float("-inf"), None))
+        if last is not None and time.monotonic() - at < self._poll_seconds:
+            return last
+        try:
+            obj = await self._api.get(name.kind, name.namespace, name.name)
+            made = self._said(ref, name, obj, "get")
+        except NotFoundError:
+            made = Observation(
+                job=ref, at=time.time(), source="get", liveness=Liveness.GONE, native="NotFound"
+            )
+        except SchedulerError as error:
+            return self._unknown(ref, f"{informer.error}; {error}")
+        self._asked[ref] = (time.monotonic(), made)
+        return made
+
+    def _unknown(self, ref: JobRef, why: str) -> Observation:
+        return Observation(
+            job=ref, at=time.time(), source="watch", liveness=Liveness.UNKNOWN, native="", reason=why
+        )
+
+    def _observation(
+        self, ref: JobRef, name: JobName, obj: Object, told: Reading, source: str
+    ) -> Observation:
+        native_id = f"{str(obj.get('kind')).lower()}/{reading.name(obj)} -n {name.namespace}"
+        return Observation(
+            job=ref,
+            at=time.time(),
+            source=source,
+            liveness=told.liveness,
+            native=told.native,
+            reason=told.reason[:2000],
+            incarnation=incarnation(ref, obj, told, native_id),
+            exit_code=told.exit_code,
+            exit_signal=told.exit_signal,
+            oom_killed=told.oom_killed,
+            nodes=told.nodes,
+            bad_nodes=told.bad_nodes,
+            restart_underway=told.restart_underway,
+            stuck=told.stuck,
+            warning=told.warning[:2000],
+        )
