@@ -78,7 +78,7 @@ def echo_of(body: str, start: int, end: int, before: str) -> Echo | None:
         return Echo.COMMAND
     if _HELP.match(body):
         return Echo.HELP
-    if _configured(body, start):
+    if not _EXCEPTION.match(body) and _configured(body, start):
         return Echo.CONFIG
     hedge = _HEDGE.search(body, 0, max(start, 0))
     if hedge is not None and not _new_sentence(body, hedge.end(), start):

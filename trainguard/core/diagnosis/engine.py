@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from trainguard.core.action import ActionKind
+from trainguard.core.action import ActionKind, Scope
 from trainguard.core.diagnosis import advice
 from trainguard.core.diagnosis.candidate import Candidate, gather
 from trainguard.core.diagnosis.matcher import Matcher
@@ -16,7 +16,7 @@ from trainguard.core.diagnosis.scan import Hit, Scanned, scan
 from trainguard.core.diagnosis.stream import Stream
 from trainguard.core.diagnosis.suspects import Suspicion
 from trainguard.core.diagnosis.timeline import Timeline
-from trainguard.core.evidence import Citation
+from trainguard.core.evidence import Citation, EvidenceKind
 from trainguard.core.observation import Liveness, LogSource, Observation
 from trainguard.core.verdict import Diagnosis, FaultClass, Finding, SaidBy, Suspect
 
@@ -79,7 +79,7 @@ class Examination:
             transient=root.rule.transient,
             citations=self._citations(root),
             suspects=suspects,
-            actions=root.rule.actions,
+            actions=_allowed(root),
             consequences=self._findings([(c, "follows from the root") for c in self.ranking.consequences]),
             runners_up=self._findings(self.ranking.others),
             look_next=advice.look_next(root, sure, self.scanned),
@@ -151,13 +151,25 @@ class Examination:
         return tuple(found)
 
     def _suspects(self, root: Candidate) -> tuple[Suspect, ...]:
-        known = set(self.observation.nodes) if self.observation else set()
+        known = {one.stream.source.node for one in self.scanned}
+        known |= set(self.observation.nodes) if self.observation else set()
         suspects = []
         for where, why in Suspicion(self.ranking, self.scanned, self.timeline).places(root):
-            node = where.node if not known or where.node in known else ""
+            node = where.node if where.node in known else ""  # a log may name whom it likes
             cited = None if why is None else self.cite(why)
             suspects.append(Suspect(rank=where.rank, node=node, device=where.device, why=cited))
         return tuple(suspects)
+
+
+_JOBS_WORDS = frozenset({EvidenceKind.LOG, EvidenceKind.STACKS})
+"""What the job itself can write."""
+_BEYOND_THE_JOB = frozenset({Scope.NODE, Scope.CLUSTER, Scope.MONEY})
+
+
+def _allowed(root: Candidate) -> tuple[ActionKind, ...]:
+    """The rule's ladder; nothing beyond the job where only the job's own words ask for it."""
+    trusted = bool(root.fact) or any(hit.stream_kind not in _JOBS_WORDS for hit in root.hits)
+    return tuple(a for a in root.rule.actions if trusted or a.scope not in _BEYOND_THE_JOB)
 
 
 def _sentence(root: Candidate, suspects: Sequence[Suspect]) -> str:

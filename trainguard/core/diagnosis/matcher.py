@@ -28,6 +28,9 @@ class Match:
     rule: Rule
     groups: Mapping[str, str]
     echo: Echo | None
+    start: int
+    end: int
+    """Where its words stand in the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ class Matcher:
                 match = self._match(rule, entry.pattern, head, text, before)
                 if match is not None:
                     matches[rule.id] = match
-        found.matches = list(matches.values())
+        found.matches = _explained(list(matches.values()))
         return found
 
     def _search(self, pattern: str, head: Head, text: str) -> re.Match[str] | None:
@@ -207,7 +210,7 @@ class Matcher:
         shift = 0 if found.string is head.body else len(text) - len(head.body)
         start, end = max(0, found.start() - shift), max(0, found.end() - shift)
         groups = {name: value for name, value in found.groupdict().items() if value}
-        return Match(rule, groups, echo_of(head.body, start, end, before()))
+        return Match(rule, groups, echo_of(head.body, start, end, before()), start, end)
 
 
 _ENOUGH_SIGNS = 64
@@ -215,6 +218,18 @@ _PATIENCE = 800
 """Lines looked at in vain, a pattern, before a literal is given up."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""
+
+
+def _explained(matches: list[Match]) -> list[Match]:
+    """Without what healthy rules explain."""
+    healthy = [match for match in matches if match.rule.healthy and match.echo is None]
+    if any(match.rule.vetoes == "line" for match in healthy):
+        return healthy
+    return healthy + [
+        match
+        for match in matches
+        if not match.rule.healthy and not any(h.start < match.end and match.start < h.end for h in healthy)
+    ]
 
 
 def _holds(value: Value, found: re.Match[str]) -> bool:

@@ -11,7 +11,10 @@ from trainguard.core.verdict import FaultClass
 
 _BAND = 20
 """Catalogue ranks within a band are equally near to the root: there the earlier one wins."""
-_HEARSAY_RANK = 45
+_HEARSAY_RANK = 65
+"""The kernel's words in a text that the job could write itself are no nearer than this."""
+_CRASH_LINES = 60
+_CRASH_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -34,16 +37,17 @@ def rank(candidates: Sequence[Candidate], observation: Observation | None) -> Ra
     if not standing:
         standing, set_aside = _last_resort(set_aside, observation, bool(ranking.healthy))
     if standing:
-        ranking.root = standing[0]
-        for other in standing[1:]:
-            _place(ranking, other)
+        ranking.root = _nearest(standing)
+        for other in standing:
+            if other is not ranking.root:
+                _place(ranking, other)
     ranking.others += [(c, _why_aside(c)) for c in sorted(set_aside, key=_order)]
     return ranking
 
 
 def _order(candidate: Candidate) -> tuple[int, int, bool, float, int, int, int, str]:
     rule = candidate.rule
-    nearness = max(rule.rank, _HEARSAY_RANK) if candidate.hearsay else rule.rank
+    nearness = _nearness(candidate)
     first = candidate.first
     return (
         candidate.tier,
@@ -55,6 +59,34 @@ def _order(candidate: Candidate) -> tuple[int, int, bool, float, int, int, int, 
         nearness,
         rule.id,
     )
+
+
+def _nearest(standing: list[Candidate]) -> Candidate:
+    """Among the lines of one crash the order means nothing: there the rule nearest to the root wins."""
+    first = standing[0]
+    together = [c for c in standing if _same_band(c, first) and _same_crash(c, first)]
+    return min(together, key=lambda c: (_nearness(c), standing.index(c)))
+
+
+def _same_band(one: Candidate, other: Candidate) -> bool:
+    return one.tier == other.tier and _nearness(one) // _BAND == _nearness(other) // _BAND
+
+
+def _same_crash(one: Candidate, other: Candidate) -> bool:
+    first, second = one.first, other.first
+    if first is None or second is None:
+        return first is second
+    if (
+        first.stream != second.stream
+        or first.rank != second.rank
+        or abs(first.line - second.line) > _CRASH_LINES
+    ):
+        return False
+    return one.when is None or other.when is None or abs(one.when - other.when) <= _CRASH_SECONDS
+
+
+def _nearness(candidate: Candidate) -> int:
+    return max(candidate.rule.rank, _HEARSAY_RANK) if candidate.hearsay else candidate.rule.rank
 
 
 def _place(ranking: Ranking, other: Candidate) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -108,6 +108,8 @@ class Rule(_Row):
     whatever is printed after it (the scheduler's own words, NaN losses, a stall)."""
     weak: bool = False
     """Too common to say anything beside other findings (a bare exit code): loses against any other root."""
+    vetoes: Literal["line", "words"] = "line"
+    """What a healthy rule explains: the whole line, or only the words that it fits (`0 errors`)."""
     sources: tuple[EvidenceKind, ...] = tuple(EvidenceKind)
     any_of: tuple[str, ...] = ()
     none_of: tuple[str, ...] = ()

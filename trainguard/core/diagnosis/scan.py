@@ -201,8 +201,7 @@ class _Scanner:
         for neighbour in found.neighbours:
             key = (neighbour.rule.id, id(neighbour.near))
             self._found.near.setdefault(key, deque(maxlen=1024)).append(number)
-        healthy = [match for match in found.matches if match.rule.healthy]
-        for match in healthy or found.matches:
+        for match in found.matches:
             self._keep(match, number, text, line, before)
         return True
 
