@@ -39,6 +39,8 @@ from trainguard.transports.posix_shell import (
 T = TypeVar("T")
 MAX_CHANNELS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_SHORT_PAUSE = 2.0
+"""A pause this short is waited for; during a longer one calls fail at once."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,8 @@ class SshConnection:
                 if transport is not None and transport.is_active():
                     return self._clients[-1], False
                 self._close_clients()
-            wait = self._not_before - time.monotonic()
-            if wait > 0 and not now:
-                if self._refusal is not None:
-                    raise AccessRefusedError(str(self._refusal), self._refusal.remedy)
-                raise UnreachableError(
-                    f"{self.target.host}: connecting again in {wait:.0f} s", retry_after=wait
-                )
+            if not now:
+                self._keep_pause()
             try:
                 self._clients = _connect(self.target)
             except (UnreachableError, AccessRefusedError, ConfigError) as error:
@@ -169,6 +166,18 @@ class SshConnection:
                 raise
             self._pause, self._not_before, self._refusal = 0.0, 0.0, None
             return self._clients[-1], True
+
+    def _keep_pause(self) -> None:
+        """After failures, do not knock at once: sites lock out who does."""
+        wait = self._not_before - time.monotonic()
+        if wait <= 0:
+            return
+        if wait <= _SHORT_PAUSE:
+            time.sleep(wait)
+            return
+        if self._refusal is not None:
+            raise AccessRefusedError(str(self._refusal), self._refusal.remedy)
+        raise UnreachableError(f"{self.target.host}: connecting again in {wait:.0f} s", retry_after=wait)
 
     def _drop(self, client: paramiko.SSHClient | None = None) -> None:
         with self._lock:

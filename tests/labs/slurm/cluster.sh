@@ -107,7 +107,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=2,sched_min_interval=1
+SchedulerParameters=bf_interval=2,sched_interval=1,batch_sched_delay=1
 MaxArraySize=2001
 MaxJobCount=20000
 PriorityType=priority/basic

@@ -1,0 +1,179 @@
+"""Whether a fence's action happened: by the mark in a comment, a node's reason, and the note in the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from trainguard.core.action import ActionKind, Fence, Outcome, OutcomeStatus
+from trainguard.core.errors import UnreachableError
+from trainguard.core.job import Incarnation, Job
+from trainguard.core.observation import Liveness, Observation
+from trainguard.schedulers.slurm import parse
+from trainguard.schedulers.slurm.client import SlurmClient, node_states
+from trainguard.schedulers.slurm.ids import JobId
+from trainguard.schedulers.slurm.jobs import belonging, incarnation, token
+from trainguard.schedulers.slurm.journal import Journal, Note, note
+from trainguard.schedulers.slurm.marks import FENCE, Mark, mark_of
+from trainguard.schedulers.slurm.observing import Observer
+from trainguard.schedulers.slurm.parse import Record
+from trainguard.schedulers.slurm.states import STATES, held, plain
+from trainguard.transports.posix_shell import new_mark
+
+LATE = 45.0
+"""Seconds in which Slurm may still carry out a request whose answer was lost: an sbatch that printed
+`Socket timed out` has been seen to be accepted later (MessageTimeout is 10 s and is tried again)."""
+_RUNS = {Liveness.RUNNING, Liveness.PENDING}
+
+
+class Finder:
+    """Looks for the traces of actions on one cluster."""
+
+    def __init__(self, client: SlurmClient, observer: Observer, journal: Journal) -> None:
+        self._client = client
+        self._observer = observer
+        self._journal = journal
+        self._lost: dict[str, float] = {}
+        self.half_way: dict[str, Mark] = {}
+        """Actions that were begun and are to be taken up with the same fence."""
+
+    def lost(self, fence: str) -> None:
+        """Remember that a request was sent whose answer did not come."""
+        self._lost[fence] = time.monotonic()
+
+    async def find(self, job: Job, fence: Fence) -> Outcome | None:
+        """Say what became of a fence. None: it did not happen, or stopped half-way and can be taken up.
+
+        Raises UnreachableError where that can't be told, or can't be told yet.
+        """
+        self.half_way.pop(fence.token, None)
+        if FENCE.fullmatch(fence.token) is None:
+            return None
+        asked, records, seen = await self._observer.current(job)
+        if seen.liveness is Liveness.UNKNOWN and not seen.restart_underway:
+            raise UnreachableError(f"whether {fence.token} happened can't be told: {seen.reason}")
+        mark = new_mark()
+        noted, nodes = await self._client.run([self._journal.read(fence.token), node_states(mark)])
+        if nodes.code != 0:
+            raise UnreachableError(f"the Slurm controller does not answer: {nodes.problem}")
+        drained = [n.name for n in parse.bad_nodes(nodes.text, mark) if fence.token in n.reason.split()]
+        if drained:
+            return _done(fence, f"drained: {', '.join(drained)}")
+        written = note(noted, fence.token)
+        marked = [(record, found) for record in records if (found := mark_of(record.comment, fence.token))]
+        if marked:
+            return self._by_marks(job, fence, asked, records, marked, written)
+        return await self._elsewhere(job, fence, asked, records, seen, written)
+
+    def _by_marks(
+        self,
+        job: Job,
+        fence: Fence,
+        asked: JobId,
+        records: Sequence[Record],
+        marked: Sequence[tuple[Record, Mark]],
+        written: Note | None,
+    ) -> Outcome | None:
+        mark = marked[0][1]
+        if mark.kind in {ActionKind.HOLD, ActionKind.RELEASE}:
+            return _done(fence, f"{mark.kind} of {asked}")
+        if mark.kind == ActionKind.CANCEL:
+            if all(
+                STATES.get(record.state) not in _RUNS or record.state == "COMPLETING" for record, _ in marked
+            ):
+                return _done(fence, f"cancelled {asked}")
+            return self._take_up(fence, mark, written)
+        if token(asked, records) == mark.token:
+            return self._take_up(fence, mark, written)
+        if any(requeued_and_held(record) for record, _ in marked):
+            self.half_way[fence.token] = mark
+            return None
+        return _done(fence, f"{mark.kind}: {asked} came of it", incarnation(job.ref, asked, records))
+
+    async def _elsewhere(
+        self,
+        job: Job,
+        fence: Fence,
+        asked: JobId,
+        records: Sequence[Record],
+        seen: Observation,
+        written: Note | None,
+    ) -> Outcome | None:
+        """Look at the login's other jobs, with the controller and with accounting, and at the journal."""
+        since = min((record.submit for record in records), default=0) or time.time() - 30 * 86400
+        others = await self._client.own()
+        accounts = await self._client.own_accounts(since)
+        born = next(
+            (record for record in [*others, *accounts.records] if mark_of(record.comment, fence.token)), None
+        )
+        if born is not None:
+            mark = mark_of(born.comment, fence.token)
+            if (
+                mark is not None
+                and any(STATES.get(record.state) in _RUNS for record in records)
+                and asked != born.id
+            ):
+                self.half_way[fence.token] = mark
+                return None
+            return self._born(job, fence, born, [*others, *accounts.records])
+        if accounts.problem:
+            raise UnreachableError(f"whether {fence.token} happened can't be told: {accounts.problem}")
+        if written is None:
+            self._wait_for_late(fence, None)
+            return None
+        return self._by_note(job, fence, asked, records, seen, written)
+
+    def _born(self, job: Job, fence: Fence, born: Record, records: Sequence[Record]) -> Outcome:
+        self._observer.follow(job.ref, born.id)
+        return _done(
+            fence, f"submitted again as {born.id}", incarnation(job.ref, born.id, belonging(born.id, records))
+        )
+
+    def _by_note(
+        self,
+        job: Job,
+        fence: Fence,
+        asked: JobId,
+        records: Sequence[Record],
+        seen: Observation,
+        written: Note,
+    ) -> Outcome | None:
+        mark = written.mark
+        if mark.kind == ActionKind.CANCEL and seen.liveness.terminal:
+            return _done(fence, f"cancelled {asked}")
+        same_id = asked.base == mark.base and bool(records)
+        moved = same_id and token(asked, records) != mark.token and seen.incarnation is not None
+        if moved and ActionKind(mark.kind).restarts:
+            if any(requeued_and_held(record) for record in records):
+                self.half_way[fence.token] = mark
+                return None
+            return _done(fence, f"{mark.kind}: {asked} was requeued", incarnation(job.ref, asked, records))
+        return self._take_up(fence, mark, written)
+
+    def _take_up(self, fence: Fence, mark: Mark, written: Note | None) -> None:
+        self._wait_for_late(fence, written)
+        self.half_way[fence.token] = mark
+
+    def _wait_for_late(self, fence: Fence, written: Note | None) -> None:
+        """Before acting again: give a request that is still under way the time to show."""
+        ages = [written.age] if written is not None else []
+        if fence.token in self._lost:
+            ages.append(time.monotonic() - self._lost[fence.token])
+        if ages and min(ages) < LATE:
+            wait = LATE - min(ages)
+            raise UnreachableError(
+                f"{fence.token} was begun and may still be carried out; to be told in {wait:.0f} s", wait
+            )
+
+
+def requeued_and_held(record: Record) -> bool:
+    """Whether it stands in the middle of being requeued with changes."""
+    return plain(record.reason).startswith("job requeued in held state") and (
+        held(record) or record.state == "COMPLETING"
+    )
+
+
+def _done(fence: Fence, detail: str, made: Incarnation | None = None) -> Outcome:
+    return Outcome(
+        fence=fence.token, status=OutcomeStatus.DONE, at=time.time(), detail=detail, incarnation=made
+    )

@@ -1,0 +1,241 @@
+"""Looking at many jobs at once, and what must be remembered between looks to tell gone from missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import Liveness, Observation
+from trainguard.schedulers.slurm.client import Accounts, Look, SlurmClient
+from trainguard.schedulers.slurm.ids import JobId, job_id
+from trainguard.schedulers.slurm.jobs import belonging, incarnation, whole
+from trainguard.schedulers.slurm.marks import marks
+from trainguard.schedulers.slurm.parse import Record
+from trainguard.schedulers.slurm.states import STATES, Settings, read
+
+_LIVE = {Liveness.PENDING, Liveness.RUNNING, Liveness.UNKNOWN}
+
+
+@dataclass
+class _Memory:
+    """What earlier looks saw of one job."""
+
+    records: dict[JobId, Record] = field(default_factory=dict)
+    ended: Observation | None = None
+    searched: float = 0.0
+
+
+class Observer:
+    """The jobs of one cluster as its controller and its accounting see them."""
+
+    def __init__(self, client: SlurmClient, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self._follow: dict[JobRef, JobId] = {}
+        self._memory: dict[JobRef, _Memory] = {}
+
+    def followed(self, ref: JobRef) -> JobId | None:
+        """Give the Slurm id under which the job runs now: its own, or that of its newest submission."""
+        return self._follow.get(ref) or job_id(ref.id)
+
+    def follow(self, ref: JobRef, current: JobId) -> None:
+        """Remember under which id the job was submitted again."""
+        self._follow[ref] = current
+        self._memory.pop(ref, None)
+
+    def owner(self, ref: JobRef) -> str:
+        """Give the user whose job it is, as last seen; empty where that is not known."""
+        records = self._memory.get(ref, _Memory()).records.values()
+        return next((record.user for record in records if record.user), "")
+
+    def forget_all(self) -> None:
+        """Forget what was seen."""
+        self._follow.clear()
+        self._memory.clear()
+
+    async def observe(self, jobs: Sequence[Job]) -> Mapping[JobRef, Observation]:
+        """Look at many jobs in one query; accounting is asked only for those the controller has forgotten."""
+        asked = {job.ref: job for job in jobs}
+        known = [job for job in asked.values() if self.followed(job.ref) is not None]
+        answers = {
+            ref: Observation(
+                job=ref, at=time.time(), source="adapter", liveness=Liveness.GONE,
+                reason=f"{ref.id!r} is no Slurm job id",
+            )
+            for ref in asked if self.followed(ref) is None
+        }  # fmt: skip
+        if known:
+            answers |= await self._observe(known)
+        return answers
+
+    async def current(self, job: Job) -> tuple[JobId, list[Record], Observation]:
+        """Look at one job now: its id, its records with the controller, and what they mean."""
+        observation = (await self.observe([job]))[job.ref]
+        asked = self.followed(job.ref)
+        if asked is None:
+            return JobId(0), [], observation
+        records = list(self._memory.get(job.ref, _Memory()).records.values())
+        return asked, records, observation
+
+    async def _observe(self, jobs: Sequence[Job]) -> dict[JobRef, Observation]:
+        look = await self._client.look(self._ids(jobs))
+        over = [job for job in jobs if self._is_over(job.ref, look)]
+        if over and await self._find_successors(over):
+            look = await self._client.look(self._ids(jobs))
+        missing = [job for job in jobs if self._needs_accounting(job.ref, look)]
+        accounts = await self._accounts(missing) if missing else Accounts()
+        return {job.ref: self._observation(job, look, accounts) for job in jobs}
+
+    def _ids(self, jobs: Sequence[Job]) -> list[str]:
+        return sorted({asked.asked for job in jobs if (asked := self.followed(job.ref)) is not None})
+
+    def _records(self, ref: JobRef, look: Look) -> list[Record]:
+        """The controller's records of a job, with those parts of an array that it has forgotten since."""
+        asked = self.followed(ref)
+        found = belonging(asked, look.records) if asked is not None else []
+        before = self._memory.get(ref, _Memory()).records
+        if any(_reused(before.get(record.id), record) for record in found):
+            return []
+        if not found:
+            return []
+        have = {record.id for record in found}
+        return found + [old for name, old in before.items() if name not in have and _over(old)]
+
+    def _is_over(self, ref: JobRef, look: Look) -> bool:
+        return all(_over(record) for record in self._records(ref, look))
+
+    def _needs_accounting(self, ref: JobRef, look: Look) -> bool:
+        records = self._records(ref, look)
+        asked = self.followed(ref)
+        array = asked is not None and asked.task is None and any(r.id.task is not None for r in records)
+        return not records or (array and all(_over(record) for record in records))
+
+    async def _find_successors(self, jobs: Sequence[Job]) -> bool:
+        """Find newer submissions of jobs by their marks: made by this process, or before a crash."""
+        newer = _successors(await self._client.own(), {job.ref.id for job in jobs})
+        moved = False
+        for job in jobs:
+            name = newer.get(job.ref.id)
+            if name is not None and name != self.followed(job.ref):
+                self.follow(job.ref, name)
+                moved = True
+        return moved
+
+    async def _accounts(self, jobs: Sequence[Job]) -> Accounts:
+        accounts = await self._client.accounts(self._ids(jobs))
+        now = time.time()
+        for job in jobs:
+            memory = self._memory.setdefault(job.ref, _Memory())
+            asked = self.followed(job.ref)
+            ended = belonging(asked, accounts.records) if asked is not None else []
+            if not ended or now - memory.searched < 60:
+                continue
+            memory.searched = now
+            later = await self._client.own_accounts(min(record.submit for record in ended))
+            newer = _successors(later.records, {job.ref.id}).get(job.ref.id)
+            if newer is not None and newer != asked:
+                self.follow(job.ref, newer)
+                more = await self._client.accounts([newer.asked])
+                accounts = Accounts(accounts.records + more.records, accounts.on, accounts.problem)
+        return accounts
+
+    def _observation(self, job: Job, look: Look, accounts: Accounts) -> Observation:
+        records = self._records(job.ref, look)
+        asked = self.followed(job.ref)
+        memory = self._memory.setdefault(job.ref, _Memory())
+        told = belonging(asked, accounts.records) if asked is not None else []
+        if not records:
+            return self._forgotten(job, memory, told, accounts, look)
+        have = {record.id for record in records}
+        records = records + [record for record in told if record.id not in have and _over(record)]
+        memory.records = {record.id: record for record in records}
+        observation = self._describe(job, records, look)
+        memory.ended = observation if observation.liveness.terminal else None
+        return observation
+
+    def _forgotten(
+        self, job: Job, memory: _Memory, told: list[Record], accounts: Accounts, look: Look
+    ) -> Observation:
+        if told and all(_over(record) for record in told):
+            # sacct tells no restarts: the identity that the controller told earlier is kept.
+            if memory.ended is not None and _same(told, memory):
+                return memory.ended
+            memory.records = {record.id: record for record in told}
+            memory.ended = self._describe(job, told, look)
+            return memory.ended
+        if told:
+            return _unknown(job, f"the controller has forgotten it; accounting still says {told[0].state}")
+        if accounts.problem:
+            return _unknown(job, f"the controller does not know it, and {accounts.problem}")
+        if memory.ended is not None:
+            return memory.ended
+        if memory.records:
+            how = "accounting is off" if not accounts.on else "accounting has no record of it"
+            return _unknown(job, f"it left the controller unseen ({how}): how it ended is not known")
+        return Observation(
+            job=job.ref,
+            at=time.time(),
+            source="squeue" if not accounts.on else "sacct",
+            liveness=Liveness.GONE,
+            reason="Slurm does not know this job" + ("" if accounts.on else "; accounting is off"),
+        )
+
+    def _describe(self, job: Job, records: list[Record], look: Look) -> Observation:
+        asked = self.followed(job.ref) or records[0].id
+        deadline = job.watching.pending_deadline
+        reading = whole([(record, read(record, look.now, self._settings, deadline)) for record in records])
+        nodes = tuple(dict.fromkeys(node for record in records for node in record.nodes))
+        bad = {node.name for node in look.bad_nodes}
+        return Observation(
+            job=job.ref,
+            at=time.time(),
+            source=records[0].source,
+            liveness=reading.liveness,
+            native=reading.native,
+            reason=reading.reason,
+            incarnation=incarnation(job.ref, asked, records),
+            exit_code=reading.exit_code if reading.liveness.terminal else None,
+            exit_signal=reading.exit_signal if reading.liveness.terminal else None,
+            oom_killed=reading.oom_killed,
+            nodes=nodes,
+            bad_nodes=tuple(node for node in nodes if node in bad),
+            restart_underway=reading.restart_underway,
+            stuck=reading.stuck,
+            warning=reading.warning,
+        )
+
+
+def _over(record: Record) -> bool:
+    return STATES.get(record.state, Liveness.UNKNOWN) not in _LIVE
+
+
+def _reused(old: Record | None, new: Record) -> bool:
+    """Ids wrap around: a later submission without a further restart is somebody else's job."""
+    return (
+        old is not None
+        and old.source == new.source
+        and new.submit > old.submit > 0
+        and (new.restarts or 0) <= (old.restarts or 0)
+    )
+
+
+def _same(told: Sequence[Record], memory: _Memory) -> bool:
+    return {record.submit for record in told} <= {record.submit for record in memory.records.values()}
+
+
+def _successors(records: Sequence[Record], wanted: set[str]) -> dict[str, JobId]:
+    best: dict[str, tuple[int, JobId]] = {}
+    for record in records:
+        for mark in marks(record.comment):
+            born = mark.base != record.id.base
+            if mark.job in wanted and born and mark.attempt >= best.get(mark.job, (0, record.id))[0]:
+                best[mark.job] = (mark.attempt, record.id)
+    return {job: name for job, (_, name) in best.items()}
+
+
+def _unknown(job: Job, reason: str) -> Observation:
+    return Observation(
+        job=job.ref, at=time.time(), source="adapter", liveness=Liveness.UNKNOWN, reason=reason
+    )

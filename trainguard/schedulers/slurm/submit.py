@@ -1,0 +1,181 @@
+"""Building the sbatch call that submits a saved job again. Pure.
+
+A requeue keeps everything of a job, so it is preferred. It can't tell the script a new argument or variable,
+and a finished job submitted with --no-requeue can't be requeued; then the saved script is submitted again
+with the options of its submit line, which `scontrol write batch_script` does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainguard.core.errors import RefusedError
+from trainguard.core.job import Resume, ResumeBy
+from trainguard.schedulers.slurm.detail import Detail
+from trainguard.schedulers.slurm.parse import minutes
+from trainguard.transports.posix_shell import Command
+
+_FLAGS = frozenset(  # options that take no value
+    "--hold --parsable --requeue --no-requeue --overcommit --oversubscribe --contiguous --wait --quiet "
+    "--spread-job --use-min-nodes --reboot --ignore-pbs --test-only --verbose --no-kill --get-user-env "
+    "--exclusive -H -O -s -W -Q -v -k".split()
+)
+_OURS = frozenset(
+    "--comment --job-name -J --chdir -D --parsable --wait -W --array -a --dependency -d --begin -b --hold -H "
+    "--test-only --export --export-file --quiet -Q --verbose -v".split()
+)
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One sbatch call."""
+
+    options: tuple[str, ...]
+    arguments: tuple[str, ...]
+    script: str
+    environment: tuple[tuple[str, str], ...] | None = None
+    added: tuple[tuple[str, str], ...] = ()
+
+    def command(self) -> Command:
+        """The script comes on standard input: a path would have to lie on the login node."""
+        env: tuple[str, ...] = ("env",)
+        if self.environment is not None:
+            env += ("-i", *(f"{name}={value}" for name, value in self.environment))
+        env += tuple(f"{name}={value}" for name, value in self.added)
+        return Command(
+            (*env, "sbatch", "--parsable", *self.options, "/dev/stdin", *self.arguments),
+            stdin=self.script,
+            timeout=60,
+        )
+
+
+def original_options(submit_line: str, command: str) -> tuple[list[str], list[str]] | None:
+    """Take a submit line apart into options and the script's arguments.
+
+    Slurm stores it joined by blanks, without quotes: where that leaves a doubt, None.
+    """
+    words, said = submit_line.split(), command.split()
+    if not words or ":" in words or "--wrap" in submit_line:
+        return None
+    at = _script_at(words)
+    if at is None or (said and not (_is_script(words[at], said[0]) and words[at + 1 :] == said[1:])):
+        return None
+    return _without_ours(words[1:at]), words[at + 1 :]
+
+
+def _script_at(words: Sequence[str]) -> int | None:
+    """Where the script stands: the first word that is no option and no option's value."""
+    waiting = False
+    for index, word in enumerate(words[1:], 1):
+        if word.startswith("-"):
+            waiting = "=" not in word and word not in _FLAGS and (word.startswith("--") or len(word) == 2)
+        elif waiting:
+            waiting = False
+        else:
+            return index
+    return None
+
+
+def _is_script(word: str, path: str) -> bool:
+    return word == path or path.endswith("/" + word.removeprefix("./"))
+
+
+def _without_ours(options: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    dropping = False
+    for word in options:
+        if word.startswith("-"):
+            name = word.partition("=")[0]
+            short = word[:2] if not word.startswith("--") else name
+            dropping = name in _OURS or short in _OURS
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def told_options(detail: Detail) -> list[str]:
+    """Build the options from what the controller says, where the submit line can't be used."""
+    wanted = {
+        "--partition": detail.get("Partition"),
+        "--nodes": detail.get("NumNodes").partition("-")[0],
+        "--ntasks": detail.get("NumTasks"),
+        "--cpus-per-task": detail.get("cpus-per-task"),
+        "--account": detail.get("Account"),
+        "--qos": detail.get("QOS"),
+        "--reservation": detail.get("Reservation"),
+        "--constraint": detail.get("Feature"),
+        "--nodelist": "" if detail.get("BatchHost") else detail.get("ReqNodes"),
+        "--gres": detail.get("tres-per-node").replace("gres:", "").replace("gres/", ""),
+        "--output": detail.get("STDOUT"),
+        "--error": "" if detail.get("STDERR") == detail.get("STDOUT") else detail.get("STDERR"),
+    }
+    limit = minutes(detail.get("TimeLimit"))
+    options = [f"{name}={value}" for name, value in wanted.items() if value and value != "0"]
+    return options + ([f"--time={limit}"] if limit else [])
+
+
+def export_option(submit_line: str) -> str:
+    """Give what the owner wanted exported; the default is everything."""
+    match = re.search(r"(?:^|\s)--export[= ](\S+)", submit_line)
+    return match[1] if match else "ALL"
+
+
+def resumed(
+    arguments: Sequence[str], resume: Resume, checkpoint: str
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Tell the script where to resume: its arguments, and variables to add. Raises RefusedError."""
+    if not checkpoint:
+        return tuple(arguments), ()
+    if resume.by is ResumeBy.ENVIRONMENT:
+        if not _NAME.fullmatch(resume.name):
+            raise RefusedError(f"{resume.name!r} is no name of an environment variable")
+        return tuple(arguments), ((resume.name, checkpoint),)
+    if resume.by is ResumeBy.ARGUMENT:
+        kept, skip = [], False
+        for word in arguments:
+            if skip:
+                skip = False
+            elif word == resume.name:
+                skip = True
+            elif not word.startswith(f"{resume.name}="):
+                kept.append(word)
+        return (*kept, resume.name, checkpoint), ()
+    return tuple(arguments), ()
+
+
+def submission(
+    detail: Detail, comment: str, resume: Resume, checkpoint: str, changes: Sequence[str], tasks: str = ""
+) -> Submission:
+    """Build the call. Raises RefusedError where the job can't be submitted again as it was."""
+    if not detail.script:
+        raise RefusedError(
+            "its batch script is known neither to the controller any more nor to accounting "
+            "(AccountingStoreFlags=job_script keeps it)"
+        )
+    if detail.id.offset is not None or " : " in detail.submit_line:
+        raise RefusedError("a heterogeneous job can only be requeued, not submitted again")
+    taken = original_options(detail.submit_line, detail.get("Command"))
+    options, arguments = taken or (told_options(detail), detail.get("Command").split()[1:])
+    if taken is None and not detail.get("Partition"):
+        raise RefusedError(
+            "the controller has forgotten how it was submitted, and accounting's submit line leaves doubts"
+        )
+    if resume.by is ResumeBy.ARGUMENT and checkpoint and "sbatch --wrap" in detail.script[:200]:
+        raise RefusedError("a job made by --wrap takes no arguments: resume it by an environment variable")
+    arguments_, added = resumed(arguments, resume, checkpoint)
+    export = export_option(detail.submit_line)
+    if added and export.split(",")[0] not in {"ALL", "all"}:
+        export = ",".join([*(part for part in export.split(",") if part not in {"NONE", "NIL"}), added[0][0]])
+    options = [
+        *options,
+        f"--export={export}",
+        f"--job-name={detail.get('Name')}",
+        f"--chdir={detail.get('WorkDir')}",
+        *changes,
+        f"--comment={comment}",
+        *([f"--array={tasks}"] if tasks else []),
+    ]
+    return Submission(tuple(options), arguments_, detail.script, detail.environment, added)
