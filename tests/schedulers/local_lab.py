@@ -181,8 +181,7 @@ class LocalLab(Lab):
 
     def supervisor_of(self, folder: Path) -> int:
         """Give the pid of a folder's supervisor."""
-        state = json.loads((folder / "state.json").read_text())
-        return int(state["supervisor"]["pid"])
+        return int((folder / "lock").read_text().split()[1])
 
     @asynccontextmanager
     async def answers_lost(self) -> AsyncIterator[None]:
