@@ -183,6 +183,16 @@ class LocalLab(Lab):
         """Give the pid of a folder's supervisor."""
         return int((folder / "lock").read_text().split()[1])
 
+    async def kill_supervisor(self, job: Job) -> None:
+        """End a job's supervisor as the kernel would, and wait until it is gone."""
+        pid = self.supervisor_of(self.real(job))
+        os.kill(pid, signal.SIGKILL)
+
+        async def look() -> bool | None:
+            return True if supervisor.start_of(pid) is None else None
+
+        await self.until(look, "the supervisor is dead")
+
     @asynccontextmanager
     async def answers_lost(self) -> AsyncIterator[None]:
         pids = [self.supervisor_of(folder) for folder in self.started]
@@ -196,7 +206,7 @@ class LocalLab(Lab):
 
     async def say(self, job: Job, word: str) -> None:
         folder = self.real(job)
-        os.kill(self.supervisor_of(folder), signal.SIGKILL)
+        await self.kill_supervisor(job)
         state = json.loads((folder / "state.json").read_text())
         supervisor.write_json(folder / "state.json", {**state, "status": word})
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +57,7 @@ class TestWhatIsRead:
     )
     async def test_a_state_that_is_garbage_is_unknown(self, lab: LocalLab, garbage: bytes) -> None:
         job = await lab.start(Workload.HEALTHY)
-        os.kill(lab.supervisor_of(lab.real(job)), signal.SIGKILL)
+        await lab.kill_supervisor(job)
         (lab.real(job) / "state.json").write_bytes(garbage)
         seen = (await lab.scheduler.observe([job]))[job.ref]
         assert seen.liveness is Liveness.UNKNOWN
@@ -70,7 +68,7 @@ class TestWhatIsRead:
         seen = await until_seen(lab, job, Liveness.RUNNING)
         assert seen.incarnation is not None
         folder = lab.real(job)
-        os.kill(lab.supervisor_of(folder), signal.SIGKILL)
+        await lab.kill_supervisor(job)
         (folder / "state.json").write_bytes(b"garbage")
         await asyncio.to_thread(supervisor.revive, folder)
         action = Action(kind=ActionKind.RESTART, incarnation=seen.incarnation)
@@ -80,7 +78,7 @@ class TestWhatIsRead:
         job = await lab.start(Workload.HEALTHY)
         seen = await until_seen(lab, job, Liveness.RUNNING)
         assert seen.incarnation is not None
-        os.kill(lab.supervisor_of(lab.real(job)), signal.SIGKILL)
+        await lab.kill_supervisor(job)
         await lab.until_said(job)
         seen = (await lab.scheduler.observe([job]))[job.ref]
         assert seen.liveness is Liveness.RUNNING
