@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from trainguard.core.diagnosis.divergence import diverged
 from trainguard.core.diagnosis.echo import Echo
 from trainguard.core.diagnosis.rule import Catalogue, FactsMatch, Rule
 from trainguard.core.diagnosis.scan import Hit, Scanned
@@ -72,6 +73,7 @@ def gather(
         rule = catalogue.by_id[name]
         count = sum(one.count(name) for one in scanned)
         found += _judged(rule, hits, count, scanned, timeline)
+    found += _by_series(catalogue, scanned, timeline)
     return found + _by_facts(catalogue, observation, {c.rule.id for c in found})
 
 
@@ -122,6 +124,23 @@ def _later(point: Point, hit: Hit, timeline: Timeline) -> bool:
     """By the stamps, where both have one: output that was kept back in a buffer proves nothing."""
     said, seen = timeline.wall(point.stamp), timeline.wall(hit.stamp)
     return said is None or seen is None or said >= seen - 1.0
+
+
+def _by_series(catalogue: Catalogue, scanned: Sequence[Scanned], timeline: Timeline) -> list[Candidate]:
+    found = []
+    for rule in (r for r in catalogue.rules if r.detector is not None):
+        hits = [
+            _series_hit(rule, one, point) for one in scanned if (point := diverged(one.progress)) is not None
+        ]
+        if hits:
+            found.append(_candidate(rule, hits, len(hits), timeline))
+    return found
+
+
+def _series_hit(rule: Rule, one: Scanned, point: Point) -> Hit:
+    return Hit(
+        rule, one.index, point.line, point.text, point.rank, "", point.stamp, False, {}, None, one.stream.kind
+    )
 
 
 def _by_facts(catalogue: Catalogue, observation: Observation | None, known: set[str]) -> list[Candidate]:

@@ -118,6 +118,8 @@ class Rule(_Row):
     facts: FactsMatch | None = None
     """Holds on its own; together with `any_of`, either is enough."""
     value: Value | None = None
+    detector: Literal["loss_divergence"] | None = None
+    """A look at the whole series of a stream, in place of patterns."""
     at_least: int = Field(default=1, ge=1)
     """How many lines must match."""
     explain: str = Field(min_length=10)
@@ -138,8 +140,8 @@ class Rule(_Row):
 
     @model_validator(mode="after")
     def _whole(self) -> Rule:
-        if not self.any_of and self.facts is None:
-            raise ValueError("needs any_of or facts")
+        if not self.any_of and self.facts is None and self.detector is None:
+            raise ValueError("needs any_of, facts or detector")
         if self.fault is FaultClass.UNKNOWN:
             raise ValueError("no rule can find `unknown`")
         if self.value is not None and not all(f"(?P<{self.value.group}>" in p for p in self.any_of):

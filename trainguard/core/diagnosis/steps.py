@@ -19,6 +19,11 @@ _EPOCH_BATCH = re.compile(
 _BAR = re.compile(
     r"^(?P<label>[^|]{0,160})\|[^|]{0,300}\|?\s*(?P<step>\d{1,10})/(?P<total>\d{1,10}) \[[\d:]+<"
 )
+_CONSUMED = re.compile(
+    r"(?i)['\"]?(?:consumed[ _](?:samples|tokens)|(?:num_)?(?:input_)?tokens(?:_seen)?)['\"]?\s*[:=]\s*(?P<step>\d{1,15})"
+)
+_LOGGED = re.compile(r"\{'loss': [\d.e-]+, .{0,300}'epoch': ")
+"""One line of the Hugging Face trainer: its epoch is rounded, but each line is a step."""
 _EPOCH = re.compile(r"['\"]epoch['\"]:\s*(?P<epoch>\d+(?:\.\d+)?)")
 _LOSS = re.compile(
     r"(?i)(?:^|[\s'\"_|,{(])(?:lm |train(?:ing)?[_ ])?loss['\"]?\s*[:=]?\s*(?P<loss>[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))\b"
@@ -50,7 +55,7 @@ def points(data: bytes, first_line: int) -> list[Point]:
         if _DIGIT.search(raw) is None or _SIGNS.search(raw) is None:
             continue
         text = clean(raw[:4096])
-        counted = _counted(text)
+        counted = _counted(text, number)
         if counted is not None:
             before = head(text)
             found.append(Point(number, *counted, _loss(text), before.rank, before.stamp, text))
@@ -67,7 +72,7 @@ def _lines(data: bytes, first_line: int) -> Iterable[tuple[int, bytes]]:
             yield first_line + offset, part
 
 
-def _counted(text: str) -> tuple[str, float] | None:
+def _counted(text: str, line: int) -> tuple[str, float] | None:
     bar = _BAR.search(text) if "<" in text else None
     if bar is not None:
         if _NOT_TRAINING.search(bar["label"]):
@@ -79,6 +84,11 @@ def _counted(text: str) -> tuple[str, float] | None:
     counter = _COUNTER.search(text)
     if counter is not None and (counter.end("step") == len(text) or text[counter.end("step")] not in ".:"):
         return "step", float(counter["step"])
+    consumed = _CONSUMED.search(text)
+    if consumed is not None:
+        return "consumed", float(consumed["step"])
+    if _LOGGED.match(text):
+        return "logged", float(line)
     epoch = _EPOCH.search(text)
     if epoch is not None:
         return "epochs", float(epoch["epoch"])
