@@ -106,6 +106,7 @@ class LocalLab(Lab):
                     "retry": {"max": 1, "delay_seconds": 600, "exit_codes": [75]},
                     "log": {"max_bytes": 200_000, "keep": 1000},
                     "sample_seconds": 0.3,
+                    "heartbeat": {"step_pattern": r"^step (?P<step>\d+)/(?P<total>\d+)$"},
                     "stop_seconds": 3,
                 },
             ),

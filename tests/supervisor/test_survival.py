@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,6 +149,7 @@ def test_a_supervisor_killed_within_a_restart_finishes_it_once(job: Supervised, 
     assert seen["attempt"] == 2
     assert not job.attempt(1).processes()
     assert alive(job) == 1
+    assert seen["pid"] in supervisor.carrying(seen["token"])
     assert job.lines("starts")[1].endswith("/ckpt 7")
     assert job.tell("restart", "--fence", "f1", "--token", token)["attempt"] == 2
     assert job.tell("restart", "--fence", "f2", "--token", token)["status"] == "refused"
@@ -198,13 +201,34 @@ def test_the_state_folder_is_private(job: Supervised) -> None:
         assert path.name == "env.json" or "hunter2" not in path.read_text()
 
 
+def old_pythons() -> list[str]:
+    """Find an interpreter older than ours, where there is one."""
+    versions = ("3.8", "3.9", "3.10")
+    found = [
+        str(path)
+        for v in versions
+        for path in sorted(Path.home().glob(f".pyenv/versions/{v}.*/bin/python{v}"))
+    ]
+    return found + [path for v in versions if (path := shutil.which(f"python{v}"))]
+
+
+def test_the_file_is_alone_and_written_for_old_pythons() -> None:
+    tree = ast.parse(Path(SCRIPT).read_text(), feature_version=(3, 8))
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    assert names <= sys.stdlib_module_names
+
+
 def test_an_old_python_without_the_package_runs_the_copied_file(job: Supervised) -> None:
-    found = [Path(f"/root/.pyenv/versions/{v}/bin/python3") for v in ("3.8.18", "3.9.18")]
-    pythons = [str(path) for path in found if path.exists()] or ["/usr/bin/python3"]
+    python = next(iter(old_pythons()), sys.executable)
     copy = job.home / "copied.py"
     copy.write_text(Path(SCRIPT).read_text())
     argv = [
-        pythons[0],
+        python,
         str(copy),
         "start",
         "--state",

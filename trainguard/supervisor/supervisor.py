@@ -1534,7 +1534,7 @@ COMMANDS = ("restart", "stop", "start", "free_disk", "install", "set_aside", "qu
 
 def find_step(data: bytes, pattern: str) -> tuple[int | None, int | None]:
     """Find the last step, and the maximum where one is printed with it."""
-    expression = re.compile(pattern.encode()) if pattern else STEP
+    expression = re.compile(pattern.encode(), re.MULTILINE) if pattern else STEP
     found = list(expression.finditer(data))
     if not found:
         return None, None
@@ -2137,18 +2137,21 @@ def heartbeats(folder: Path, number: int, config: Json, cwd: Path) -> Json:
         for _, path in pieces(folder / "logs", number)[-1:]:
             found["log_at"] = path.stat().st_mtime
             times.append(found["log_at"])
-    step, total = find_step(last_bytes(attempt, 16384), config["heartbeat"]["step_pattern"])
+    pattern = config["heartbeat"]["step_pattern"]
+    step, total = find_step(last_bytes(attempt, 16384), pattern)
+    source = "pattern" if pattern else "guess"
     beat = cwd / (config["heartbeat"]["file"] or folder / "heartbeat.json")
     with contextlib.suppress(OSError, StateError):
         at = beat.stat().st_mtime
         if at >= (times[0] or 0) - 1:
             times.append(at)
             said = read_json(beat) or {}
-            step = said["step"] if isinstance(said.get("step"), int) else step
-            total = said["total"] if isinstance(said.get("total"), int) else total
+            if isinstance(said.get("step"), int):
+                step, source = said["step"], "heartbeat"
+                total = said["total"] if isinstance(said.get("total"), int) else None
     found["heartbeat_at"] = max((t for t in times if t is not None), default=None)
     if step is not None:
-        found.update(step=step, total=total)
+        found.update(step=step, total=total, step_source=source)
     return found
 
 

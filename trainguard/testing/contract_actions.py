@@ -200,6 +200,7 @@ class ActionContract:
         job, old = await crashed(lab)
         await lab.scheduler.perform(job, restart(old), new_fence())
         await until_restarted(lab, job, old)
+        await starts_stay(lab, job, 2)
         await refused(lab, lab.scheduler, job, restart(old))
         await refused(lab, lab.twin(), job, restart(old))
 

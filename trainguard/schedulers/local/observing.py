@@ -69,7 +69,8 @@ def _age(now: float, at: float | None) -> float | None:
 
 
 def _progress(state: dict[str, Any]) -> Progress | None:
-    if state.get("step") is None:
+    # A step that was only guessed from the log (`Total steps = 1,000`) is for people; the guard reads better.
+    if state.get("step") is None or state.get("step_source") not in {"heartbeat", "pattern"}:
         return None
     return Progress(step=int(state["step"]), total=state.get("total"), at=state.get("heartbeat_at"))
 
