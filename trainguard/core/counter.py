@@ -88,64 +88,57 @@ class Counter(Fact):
         return (self.grew_at - self.mark_at) / (self.step - self.mark_step)  # type: ignore[operator]
 
 
-def advance(counter: Counter, count: Count, epoch: EpochMark | None, at: float) -> Counter:
-    """Fold one printed value, read at `at`, into its counter."""
+def advance(counter: Counter, count: Count, epoch: EpochMark | None, at: float, **also: object) -> Counter:
+    """Fold one printed value, read at `at`, into its counter; `also` are further fields to set."""
+    # One copy for all changes: a log may hold thousands of values.
+    return counter.model_copy(update={**_changes(counter, count, epoch, at), **also})
+
+
+def _changes(counter: Counter, count: Count, epoch: EpochMark | None, at: float) -> dict[str, object]:
     if count.per_epoch and _is_other_lap(counter, count, epoch):
-        return counter
+        return {}
     offset, relative = _offset(counter, count, epoch)
     step = offset + count.value
     if step > MAX_STEP:
-        return counter
-    placed = counter.model_copy(
-        update={
-            "offset": offset,
-            "relative": relative,
-            "lap": count.total,
-            "total": _total(count.total, relative, epoch),
-            "epoch": -1 if epoch is None else epoch.index,
-            "value": count.value,
-        }
-    )
+        return {}
+    placed = {
+        "offset": offset,
+        "relative": relative,
+        "lap": count.total,
+        "total": _total(count.total, relative, epoch),
+        "epoch": -1 if epoch is None else epoch.index,
+        "value": count.value,
+    }
     if counter.step is None:
         # A bar shows where it begins before a step is done; a stated step is done.
         first_at = at if count.rank > Rank.LABELLED else None
-        return placed.model_copy(
-            update={
-                "step": step,
-                "run": 1,
-                "samples": counter.samples + 1,
-                "first_at": first_at,
-                "grew_at": at,
-            }
-        )
-    return _placed(counter, placed, step, at)
+        samples = counter.samples + 1
+        return {**placed, "step": step, "run": 1, "samples": samples, "first_at": first_at, "grew_at": at}
+    moved = _moved(counter, step, at, lap=(count.total or 0) if relative else 0)
+    return moved if moved["doubt"] is not None else {**placed, **moved}
 
 
-def _placed(before: Counter, after: Counter, step: int, at: float) -> Counter:
-    """Decide whether `step` continues the counter, begins a new run of it, or must wait."""
+def _moved(before: Counter, step: int, at: float, lap: int) -> dict[str, object]:
+    """Decide whether `step` continues the counter, begins a new run of it, or must wait in doubt."""
     assert before.step is not None
     delta = step - before.step
     if delta == 0:
-        return after.model_copy(update={"doubt": None}) if before.doubt is None else before
-    near = max(
-        _STRIDES * before.stride + 10,
-        _NEAR if before.run < _RUN else 0,
-        (after.lap or 0) if after.relative else 0,
-    )
+        return {"doubt": None}
+    near = max(_STRIDES * before.stride + 10, _NEAR if before.run < _RUN else 0, lap)
     if 0 < delta <= near:
-        return _grown(before, after, step, at)
+        return _grown(before, step, at)
     if before.doubt is None or not 0 < step - before.doubt <= max(near, _NEAR):
-        return before.model_copy(update={"doubt": step})
-    update: dict[str, object] = {"step": before.doubt, "run": 1, "doubt": None, "stride": 0}
+        return {"doubt": step}
+    jump: dict[str, object] = {"step": before.doubt, "run": 1, "stride": 0}
     if delta < 0:
-        update |= {"rewinds": before.rewinds + 1, "first_at": at, "grew_at": at, "mark_at": None}
-    return _grown(before.model_copy(update=update), after.model_copy(update=update), step, at)
+        jump |= {"rewinds": before.rewinds + 1, "first_at": at, "grew_at": at, "mark_at": None}
+    return {**jump, **_grown(before.model_copy(update=jump), step, at)}
 
 
-def _grown(before: Counter, after: Counter, step: int, at: float) -> Counter:
+def _grown(before: Counter, step: int, at: float) -> dict[str, object]:
     assert before.step is not None
     delta = step - before.step
-    update: dict[str, object] = {
+    changes: dict[str, object] = {
         "step": step,
         "doubt": None,
         "run": before.run + 1,
@@ -155,11 +148,11 @@ def _grown(before: Counter, after: Counter, step: int, at: float) -> Counter:
         "stride": delta if before.stride == 0 else max(1, (3 * before.stride + delta) // 4),
     }
     if before.grew_at is None or at > before.grew_at:
-        update |= {"mark_step": before.step, "mark_at": before.grew_at, "grew_at": at}
+        changes |= {"mark_step": before.step, "mark_at": before.grew_at, "grew_at": at}
     elif at < before.grew_at:
         # The clock went back: measure anew.
-        update |= {"mark_step": None, "mark_at": None, "grew_at": at}
-    return after.model_copy(update=update)
+        changes |= {"mark_step": None, "mark_at": None, "grew_at": at}
+    return changes
 
 
 def _is_other_lap(counter: Counter, count: Count, epoch: EpochMark | None) -> bool:

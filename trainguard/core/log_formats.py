@@ -148,6 +148,23 @@ _LABEL_OTHER = re.compile(
 _LABEL_TRAINING = re.compile(r"train|epoch|\bstep|\biter|finetun|fine-tun", re.IGNORECASE)
 _LABEL_EVALUATION = re.compile(r"eval|valid|\btest|predict|sanity", re.IGNORECASE)
 _SCALES = {"": 1, "k": 1_000, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
+# A line without any of these words says nothing that is looked for.
+_WORDS = (
+    "step",
+    "iter",
+    "epoch",
+    "loss",
+    "update",
+    "eval",
+    "valid",
+    "grad",
+    "%",
+    "it [",
+    "progress on:",
+    " [=",
+    "━",
+    "it]",
+)
 _MAX_MATCHES = 8
 _STEP_NAMES = re.compile(r"[ -]")
 _STEP_UNITS = frozenset(
@@ -159,11 +176,12 @@ def read_line(line: str, own: re.Pattern[str] | None = None) -> Line:
     """Read one line; `own` is the owner's pattern, already checked."""
     if own is not None and (match := own.search(line[:OWN_LINE])):
         return _own(match)
-    if _EVALUATES.search(line):
+    small = line.lower()
+    if not any(word in small for word in _WORDS):
+        return Line()
+    if ("eval" in small or "valid" in small) and _EVALUATES.search(line):
         return Line(evaluation=True)
-    if not any(character.isdigit() for character in line):
-        return Line(loss=read_loss(line) if "'loss'" in line or '"loss"' in line else None)
-    epoch, end = _epoch(line)
+    epoch, end = _epoch(line) if "epoch" in small else (None, 0)
     count = _stated(line) or _bar(line, epoch) or _per_epoch(line, epoch, end) or _keras(line)
     if count is None:
         return _uncounted(line, epoch)

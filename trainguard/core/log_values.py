@@ -19,22 +19,22 @@ _LOSS = re.compile(
 _GRAD_NORM = re.compile(rf"(?:grad[_ /]?norm|gnorm){_GIVES}(?P<value>{VALUE})", re.IGNORECASE)
 _SKIPPED = re.compile(r"overflow|number of skipped iterations:\s{0,8}[1-9]", re.IGNORECASE)
 
-# The unit of the captured number, in seconds; None means it is a rate.
-_STEP_TIMES: tuple[tuple[re.Pattern[str], float | None], ...] = tuple(
-    (re.compile(expression.replace("#", rf"(?P<value>{_NUMBER})")), unit)
-    for expression, unit in (
-        (r"[\s,:]#\s?s/(?:it|step|batch)\b", 1.0),
-        (r"[\s,:]#\s?(?:it|steps?|batch(?:es)?)/s\b", None),
-        (r"elapsed time per iteration \(ms\): #", 1e-3),
-        (r"elapsed time per iteration \(s\): #", 1.0),
-        (r"\biter time \(s\): #", 1.0),
-        (r"\bcompleted step: \d+, seconds: #", 1.0),
-        (r"\btime #ms", 1e-3),
-        (r"\bstep_avg:#ms", 1e-3),
-        (r"\s#ms/(?:step|it)\b", 1e-3),
-        (r"\s#us/(?:step|it)\b", 1e-6),
-        (r"\btook\s+#\s?s\b", 1.0),
-        (r"\bups['\"]?[=:] ?['\"]?#", None),
+# A word that the line must hold, the expression, and the unit of its number in seconds; None means a rate.
+_STEP_TIMES: tuple[tuple[str, re.Pattern[str], float | None], ...] = tuple(
+    (word, re.compile(expression.replace("#", rf"(?P<value>{_NUMBER})")), unit)
+    for word, expression, unit in (
+        ("s/", r"[\s,:]#\s?s/(?:it|step|batch)\b", 1.0),
+        ("/s", r"[\s,:]#\s?(?:it|steps?|batch(?:es)?)/s\b", None),
+        ("(ms): ", r"elapsed time per iteration \(ms\): #", 1e-3),
+        ("(s): ", r"elapsed time per iteration \(s\): #", 1.0),
+        ("iter time", r"\biter time \(s\): #", 1.0),
+        ("completed step", r"\bcompleted step: \d+, seconds: #", 1.0),
+        ("time ", r"\btime #ms", 1e-3),
+        ("step_avg", r"\bstep_avg:#ms", 1e-3),
+        ("ms/", r"\s#ms/(?:step|it)\b", 1e-3),
+        ("us/", r"\s#us/(?:step|it)\b", 1e-6),
+        ("took", r"\btook\s+#\s?s\b", 1.0),
+        ("ups", r"\bups['\"]?[=:] ?['\"]?#", None),
     )
 )
 
@@ -49,14 +49,14 @@ def read_loss(line: str) -> float | None:
 
 def read_grad_norm(line: str) -> float | None:
     """Give the gradient norm; a step that the loss scaler skipped has none."""
-    match = _GRAD_NORM.search(line)
+    match = _GRAD_NORM.search(line) if "norm" in line.lower() else None
     return float(match["value"]) if match and not _SKIPPED.search(line) else None
 
 
 def read_step_seconds(line: str) -> float | None:
     """Give the time of one step where the line tells it, in seconds."""
-    for pattern, unit in _STEP_TIMES:
-        if match := pattern.search(line):
+    for word, pattern, unit in _STEP_TIMES:
+        if word in line and (match := pattern.search(line)):
             value = float(match["value"])
             seconds = value * unit if unit is not None else (1 / value if value > 0 else 0.0)
             return seconds if 1e-6 <= seconds <= 1e6 else None

@@ -27,15 +27,15 @@ class Losses(Fact):
 
     def read(self, step: int | None, loss: float | None, grad_norm: float | None) -> Losses:
         """Fold what one line says at `step`; the same step said by another rank counts once."""
-        after = self
+        changes: dict[str, object] = {}
         if loss is not None and (step is None or step != self.loss_step):
             bad = self.nonfinite + 1 if not math.isfinite(loss) else 0
-            after = after.model_copy(update={"last": loss, "nonfinite": bad, "loss_step": step})
-            after = after._kept(step, loss) if step is not None else after
+            changes |= {"last": loss, "nonfinite": bad, "loss_step": step}
+            changes |= self._kept(step, loss) if step is not None else {}
         if grad_norm is not None and (step is None or step != self.grad_step):
             bad = self.nan_grads + 1 if math.isnan(grad_norm) else 0
-            after = after.model_copy(update={"nan_grads": bad, "grad_step": step})
-        return after
+            changes |= {"nan_grads": bad, "grad_step": step}
+        return self.model_copy(update=changes) if changes else self
 
     def restarted(self) -> Losses:
         """Begin a new attempt: the history stays, what the old attempt printed last does not count on."""
@@ -43,11 +43,11 @@ class Losses(Fact):
             update={"last": None, "nonfinite": 0, "nan_grads": 0, "loss_step": None, "grad_step": None}
         )
 
-    def _kept(self, step: int, loss: float) -> Losses:
+    def _kept(self, step: int, loss: float) -> dict[str, object]:
         if self.skipped + 1 < self.every:
-            return self.model_copy(update={"skipped": self.skipped + 1})
+            return {"skipped": self.skipped + 1}
         history = (*self.history, (step, loss))
         every = self.every
         if len(history) > MAX_HISTORY:
             history, every = history[::2], every * 2
-        return self.model_copy(update={"history": history, "every": every, "skipped": 0})
+        return {"history": history, "every": every, "skipped": 0}

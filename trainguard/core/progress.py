@@ -8,15 +8,15 @@ nothing but numbers, our own words and checked links leaves this module.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 
 from pydantic import Field
 
 from trainguard.core.counter import Counter, EpochMark, advance
 from trainguard.core.fact import Fact
 from trainguard.core.links import Link, LinkKind, find_links
-from trainguard.core.log_formats import MAX_LINE, MAX_STEP, Count, Epoch, Rank, read_line
+from trainguard.core.log_formats import MAX_LINE, Count, Epoch, Rank, read_line
 from trainguard.core.loss import Losses
+from trainguard.core.notices import Pause, announces_saving, read_saved, read_trouble
 from trainguard.core.observation import Progress
 from trainguard.core.pattern import compile_pattern
 
@@ -28,13 +28,6 @@ _SETTLED = 20
 """Values after which a counter no longer counts as a stray line."""
 _STRAY = 500
 """Values of other counters after which a stray one is forgotten."""
-
-
-class Pause(StrEnum):
-    """What the log announced that makes a silence plausible."""
-
-    CHECKPOINT = "checkpoint"
-    EVALUATION = "evaluation"
 
 
 class Reading(Fact):
@@ -138,38 +131,6 @@ _END = re.compile(r"[\r\n]")
 _ESCAPE = re.compile(
     r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]{0,200}(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
-# e.g. Saved checkpoint to gs://bucket/checkpoints/step-500 for step 500
-# e.g. successfully saved checkpoint from iteration     500 to /ckpt   (Megatron-LM)
-# e.g. Saving model checkpoint to out/checkpoint-500                   (HF Trainer; it says no more)
-_SAVED = re.compile(
-    r"\b(?:saved|wrote|written|finished saving)\b[^|]{0,80}?(?:checkpoint|ckpt|\bmodel\b|global_step)"
-    r"|(?:checkpoint|ckpt)[^|]{0,120}\b(?:saved|written)\b|saving model checkpoint to",
-    re.IGNORECASE,
-)
-_SAVED_AT = re.compile(
-    r"(?:\bsteps?|iteration|iter|checkpoint|global_step|-step)[\s=_:-]{1,12}(?P<step>\d{1,12})(?![\d.]*\d)",
-    re.IGNORECASE,
-)
-_SAVES = re.compile(r"\b(?:saving|writing)\b[^|]{0,40}?(?:checkpoint|ckpt|\bmodel\b|state)", re.IGNORECASE)
-# e.g. ray.exceptions.OwnerDiedError: ... · The node ... has been marked dead · (autoscaler) Error: No available node
-_TROUBLE: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(expression, re.IGNORECASE), words)
-    for expression, words in (
-        (r"OwnerDiedError", "the log says that the owner of an object died"),
-        (
-            r"NodeDiedError|\bnode\b[^|]{0,80}\b(?:died|dead|lost|not ready)\b|dead node",
-            "the log says that a node died",
-        ),
-        (
-            r"ActorDiedError|\b(?:worker|raylet|actor)\b[^|]{0,40}\b(?:died|dead)\b",
-            "the log says that a worker died",
-        ),
-        (
-            r"unsatisf\w+|infeasible|no available node types|cannot be scheduled right now",
-            "the log says that resources asked for are not available",
-        ),
-    )
-)
 
 
 class _Fold:
@@ -217,13 +178,14 @@ class _Fold:
         before = self._counters.get(count.name)
         if before is None:
             before = Counter(name=count.name, rank=count.rank, order=self._values)
-        after = advance(before, count, self._epoch, self._at)
-        self._counters[count.name] = after.model_copy(
-            update={
-                "seen": self._values,
-                "losses": after.losses + has_loss,
-                "seconds": seconds if seconds is not None else after.seconds,
-            }
+        after = self._counters[count.name] = advance(
+            before,
+            count,
+            self._epoch,
+            self._at,
+            seen=self._values,
+            losses=before.losses + has_loss,
+            seconds=before.seconds if seconds is None else seconds,
         )
         self._forget()
         self._primary = _primary(tuple(self._counters.values()), self._values)
@@ -238,19 +200,20 @@ class _Fold:
 
     def _notice(self, line: str) -> None:
         """Take note of checkpoints, pauses and trouble in a line without a counter."""
-        if _SAVED.search(line):
-            self._saved(line)
-        elif _SAVES.search(line):
+        saved = read_saved(line)
+        if saved is not None:
+            self._saved(saved.step)
+        elif announces_saving(line):
             self._pause = Pause.CHECKPOINT
         elif self._primary is not None and not self._trouble:
-            self._trouble = next((words for pattern, words in _TROUBLE if pattern.search(line)), "")
+            self._trouble = read_trouble(line)
 
-    def _saved(self, line: str) -> None:
+    def _saved(self, step: int | None) -> None:
         if self._pause is Pause.CHECKPOINT:
             self._pause = None
-        match = _SAVED_AT.search(line)
-        step = int(match["step"]) if match else (self._primary.step if self._primary else None)
-        if step is not None and step <= MAX_STEP and step not in self._checkpoints[-1:]:
+        if step is None and self._primary is not None:
+            step = self._primary.step
+        if step is not None and step not in self._checkpoints[-1:]:
             self._checkpoints = (*self._checkpoints, step)[-_MAX_CHECKPOINTS:]
 
     def reading(self, tail: str) -> Reading:
