@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainguard.core.errors import ConfigError
+from trainguard.core.job import Watching
 from trainguard.core.progress import LinkKind, Pause, Reading, compile_pattern, read_progress, restarted
 
 
@@ -447,6 +448,8 @@ def test_a_bad_pattern_is_refused_with_its_reason(pattern: str, why: str) -> Non
     with pytest.raises(ConfigError, match=why) as refused:
         compile_pattern(pattern)
     assert refused.value.field == "watching.progress_pattern"
+    with pytest.raises(ConfigError, match=why):
+        Watching(progress_pattern=pattern)
 
 
 @pytest.mark.parametrize(

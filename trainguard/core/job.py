@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainguard.core.fact import Fact
+from trainguard.core.pattern import compile_pattern
 
 
 class JobRef(Fact):
@@ -86,6 +87,14 @@ class Watching(Fact):
     """Own regular expression with the group `step` and, if it has them, `total` and `loss`."""
     recover_before_first_step: bool = False
     """Failures before the first step or checkpoint are reported, not recovered, unless this is set."""
+
+    @field_validator("progress_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        """Refuse a bad pattern where it is loaded. Raises ConfigError."""
+        if pattern:
+            compile_pattern(pattern)
+        return pattern
 
 
 class Job(Fact):
