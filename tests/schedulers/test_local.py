@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from tests.schedulers.local_lab import LocalLab
@@ -242,3 +243,39 @@ class TestRights:
     async def test_a_selector_that_is_none_is_refused(self, lab: LocalLab) -> None:
         with pytest.raises(RefusedError, match="user=alice"):
             await lab.scheduler.discover("user=alice")
+
+
+class TestCheckpoints:
+    async def test_the_gate_looks_where_the_job_writes_and_a_bad_one_is_moved_aside(
+        self, lab: LocalLab
+    ) -> None:
+        job = await lab.start(Workload.HEALTHY, Resume())
+        assert job.checkpoints is not None
+        folder = Path(job.checkpoints.directory)
+        for step in (10, 20):
+            numpy.savez(folder / f"step-{step}.npz", weights=numpy.zeros(1000))
+        whole = (folder / "step-20.npz").read_bytes()
+        (folder / "step-30.npz").write_bytes(whole[:500])
+        await lab.crash(job)
+        seen = await until_seen(lab, job, Liveness.FAILED)
+        assert seen.incarnation is not None
+        found = await lab.scheduler.checkpoints(job)
+        assert [(one.step, one.good) for one in found or ()] == [(30, False), (20, True), (10, True)]
+        action = Action(
+            kind=ActionKind.SET_ASIDE_CHECKPOINT,
+            incarnation=seen.incarnation,
+            checkpoint=str(folder / "step-30.npz"),
+        )
+        assert (await lab.scheduler.perform(job, action, fence())).status is OutcomeStatus.DONE
+        assert (await lab.twin().perform(job, action, fence())).status is OutcomeStatus.DONE
+        found = await lab.scheduler.checkpoints(job)
+        assert [one.step for one in found or ()] == [20, 10]
+        assert [path for path in folder.iterdir() if path.read_bytes() == whole[:500]]
+
+    async def test_nothing_declared_is_nothing_known_and_a_missing_folder_is_none(
+        self, lab: LocalLab
+    ) -> None:
+        job = await lab.start(Workload.HEALTHY)
+        assert await lab.scheduler.checkpoints(job) is None
+        spec = CheckpointSpec(directory="not/there/yet")
+        assert await lab.scheduler.checkpoints(job.model_copy(update={"checkpoints": spec})) == ()

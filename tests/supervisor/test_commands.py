@@ -261,9 +261,9 @@ def test_a_bad_checkpoint_is_moved_aside_with_a_note_and_only_there(job: Supervi
         assert job.tell("set_aside", path=path)["status"] == "refused", path
     answer = job.tell("set_aside", "--fence", "f9", path="checkpoints/step-9.pt", note="truncated")
     assert answer["status"] == "done"
-    aside = folder / "set-aside" / "step-9.pt.f9"
+    aside = folder / ".step-9.pt.trainguard-set-aside-f9"
     assert aside.read_text() == "cut"
-    assert "truncated" in Path(str(aside) + ".note.json").read_text()
+    assert "truncated" in Path(f"{aside}.json").read_text()
     assert not (folder / "step-9.pt").exists()
 
 

@@ -1508,17 +1508,18 @@ def check_set_aside(path: Path, roots: Sequence[Path]) -> None:
 
 
 def run_set_aside(path: Path, fence: str, note: str) -> str:
-    """Move a bad checkpoint aside, within its folder, with a note. Never deletes. Idempotent by its fence."""
-    target = path.parent / "set-aside" / f"{path.name}.{fence}"
-    if not target.exists():
-        if not path.exists():
+    """Move a bad checkpoint aside, within its folder, with a note. Never deletes. Idempotent by its fence.
+
+    The new name is of the kind that checkpoints.py gives, so that neither it nor a training finds it again.
+    """
+    target = path.with_name(f".{path.name}.trainguard-set-aside-{fence}")
+    if not os.path.lexists(target):
+        if not os.path.lexists(path):
             raise Refusal(f"{path} does not exist")
-        target.parent.mkdir(exist_ok=True)
         path.rename(target)
         sync_folder(target.parent)
-    write_json(
-        target.with_name(target.name + ".note.json"), {"was": str(path), "why": note, "at": time.time()}
-    )
+    said = {"was": str(path), "reason": note, "at": time.time()}
+    write_json(target.with_name(f"{target.name}.json"), said)
     return f"moved to {target}"
 
 

@@ -7,14 +7,17 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from trainguard.core.action import Access, Action, ActionKind, Fence, Outcome, OutcomeStatus
+from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.errors import (
     AccessRefusedError,
+    ConfigError,
     NotFoundError,
     RefusedError,
     SchedulerError,
@@ -29,6 +32,7 @@ from trainguard.schedulers.local.observing import read_incarnation, read_state
 from trainguard.schedulers.local.reading import read_batch
 from trainguard.schedulers.local.starting import default_root
 from trainguard.supervisor import supervisor
+from trainguard.supervisor.checkpoints import find_checkpoints
 
 T = TypeVar("T")
 
@@ -169,6 +173,12 @@ class LocalScheduler(Scheduler):
                 found.append(JobRef(scheduler=self.name, cluster=self.cluster, id=str(folder)))
         return found
 
+    async def checkpoints(self, job: Job) -> tuple[Checkpoint, ...] | None:
+        """Look into the job's checkpoint directory; one that does not exist yet holds none."""
+        if job.checkpoints is None:
+            return None
+        return await self._ask(lambda: look_at_checkpoints(job), seconds=120.0)
+
     async def close(self) -> None:
         """Let the threads go."""
         self._closed = True
@@ -221,6 +231,26 @@ def make_command(job: Job, action: Action, fence: Fence) -> dict[str, Any]:
     else:
         command["do"] = "free_disk"
     return command
+
+
+def look_at_checkpoints(job: Job) -> tuple[Checkpoint, ...] | None:
+    """Find the job's checkpoints; None where the directory can't be read. Raises ConfigError, StateError."""
+    spec = job.checkpoints
+    assert spec is not None
+    folder = Path(job.ref.id)
+    running = supervisor.view(folder)["status"] not in supervisor.OVER
+    cwd = (supervisor.read_json(folder / "spec.json") or {}).get("cwd", "/")
+    try:
+        found = find_checkpoints(
+            Path(cwd) / spec.directory, spec.format, spec.glob, time.time() if running else None
+        )
+    except FileNotFoundError:
+        return ()
+    except OSError:
+        return None
+    except ValueError as error:
+        raise ConfigError("checkpoints", str(error)) from error
+    return tuple(Checkpoint.model_validate(asdict(one)) for one in found)
 
 
 def why_impossible(job: Job, config: dict[str, Any], state: dict[str, Any]) -> dict[ActionKind, str]:
