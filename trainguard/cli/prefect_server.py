@@ -15,7 +15,7 @@ import httpx
 
 from trainguard.core.errors import UserError
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 
 
 def free_port() -> int:

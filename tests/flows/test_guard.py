@@ -1,0 +1,259 @@
+"""What a guard does with a job: on a simulated cluster, with a real Prefect server and a real ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.flow_runs import aresume_flow_run
+from prefect.states import Cancelling
+
+from tests.flows.simulation import Simulation, until
+from trainguard.core.action import ActionKind
+from trainguard.core.decision import Answer
+from trainguard.core.incident import IncidentState
+from trainguard.core.policy import Allow, Policy, Preset
+from trainguard.core.verdict import FaultClass
+from trainguard.ledger.ledger import Ledger
+from trainguard.testing.simulated import Fault, FaultKind
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
+
+ASSIST = Policy(preset=Preset.ASSIST)
+
+
+async def test_a_whitelisted_crash_comes_back_from_its_checkpoint_and_progress_is_verified() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    state = await simulation.guard(Policy(allow=(Allow(action=ActionKind.RESTART),)))
+    assert (state.name, state.message) == ("Completed", "succeeded, recovered 1 time")
+    (incident,) = await simulation.incidents()
+    assert incident.state is IncidentState.RECOVERED
+    assert incident.checkpoint_step == 90
+    assert simulation.starts == 2
+    assert simulation.native.run.told == "/checkpoints/step-90"
+
+
+async def test_the_observe_preset_reports_the_cause_and_never_acts() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    state = await simulation.guard(Policy(preset=Preset.OBSERVE))
+    assert state.message.startswith("unrecoverable: not whitelisted")
+    assert simulation.starts == 1
+    (incident,) = await simulation.incidents()
+    async with await Ledger.open() as ledger:
+        found = await ledger.diagnosis(incident.id)
+        plan = await ledger.plan(incident.id)
+    assert found is not None and found.fault is FaultClass.NCCL_COMM
+    assert plan is not None and "policy.allow" in plan.steps[0].would_allow
+
+
+async def test_the_same_error_after_a_fix_stops_and_reports() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95, times=9))
+    state = await simulation.guard()
+    assert "the same error came back after 1 fix attempt without progress" in state.message
+    assert simulation.starts == 2
+
+
+async def test_an_error_of_the_owners_code_is_reported_with_its_line_and_not_retried() -> None:
+    simulation = Simulation(Fault(FaultKind.CODE_BUG, 95))
+    state = await simulation.guard()
+    assert state.message.startswith("unrecoverable")
+    assert simulation.starts == 1
+    (incident,) = await simulation.incidents()
+    async with await Ledger.open() as ledger:
+        found = await ledger.diagnosis(incident.id)
+    assert found is not None
+    assert (found.fault, found.code_location) == (FaultClass.CODE_BUG, "/home/alice/train.py:120")
+
+
+async def test_a_failure_before_the_first_step_is_its_owners_to_fix() -> None:
+    simulation = Simulation(print_steps=False, total=10**6)
+    simulation.cluster.crash("job", FaultKind.NCCL)
+    state = await simulation.guard()
+    assert "before its first step" in state.message
+    assert simulation.starts == 1
+
+
+async def test_an_idle_job_that_stays_silent_is_restarted() -> None:
+    simulation = Simulation(Fault(FaultKind.HANG, 95))
+    state = await simulation.guard()
+    assert state.message == "succeeded, recovered 1 time"
+    (incident,) = await simulation.incidents()
+    assert len(incident.signals[0].sources) >= 2
+
+
+async def test_a_live_job_that_one_source_calls_lost_waits_for_a_person() -> None:
+    simulation = Simulation(Fault(FaultKind.NAN, 95), total=10**6)
+    guarding = simulation.guard()
+    question = await simulation.question()
+    assert simulation.starts == 1
+    assert await simulation.answer(question, Answer.APPROVE)
+    await until(lambda: _recovered(simulation), "recovery")
+    assert simulation.starts == 2
+    simulation.cluster.stop("job")
+    await guarding
+
+
+async def _recovered(simulation: Simulation) -> bool | None:
+    incidents = await simulation.incidents()
+    return (incidents and incidents[-1].state is IncidentState.RECOVERED) or None
+
+
+async def test_a_question_is_answered_in_the_ui_form() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+    await until(lambda: _paused(question.flow_run_id), "the pause")
+    form = {"decision": "approve", "decided_by": "uma", "note": "go on"}
+    await aresume_flow_run(UUID(question.flow_run_id), run_input=form)
+    state = await guarding
+    assert state.message == "succeeded, recovered 1 time"
+    async with await Ledger.open() as ledger:
+        answer = await ledger.answer_of(question.id)
+    assert answer is not None and (answer.by, answer.via, answer.note) == ("uma", "ui", "go on")
+
+
+async def _paused(flow_run_id: str) -> bool | None:
+    async with get_client() as client:
+        state = (await client.read_flow_run(UUID(flow_run_id))).state
+    return True if state is not None and state.is_paused() else None
+
+
+async def test_a_refusal_ends_with_what_would_have_been_done() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    assert await simulation.answer(await simulation.question(), Answer.REFUSE)
+    state = await guarding
+    assert state.message.startswith("unrecoverable: refused by tess (cli)")
+    assert simulation.starts == 1
+
+
+async def test_a_deadline_gives_the_safe_answer() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    state = await simulation.guard(Policy(preset=Preset.ASSIST, approval_deadline=2))
+    assert "refused by nobody (deadline)" in state.message
+    assert simulation.starts == 1
+
+
+async def test_only_the_first_of_two_answers_counts() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+    accepted = await asyncio.gather(
+        simulation.answer(question, Answer.APPROVE), simulation.answer(question, Answer.REFUSE, by="otto")
+    )
+    assert sorted(accepted) == [False, True]
+    await guarding
+
+
+async def test_a_question_lapses_when_the_job_moves_on_by_itself() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+    simulation.cluster.start(simulation.native)  # its owner starts it again
+    state = await guarding
+    assert state.message == "succeeded"
+    (incident,) = await simulation.incidents()
+    assert incident.state is IncidentState.DISMISSED
+    assert not await simulation.answer(question, Answer.APPROVE)
+    assert simulation.starts == 2
+
+
+async def test_a_second_guard_refuses_and_names_the_owner_and_take_over_is_explicit() -> None:
+    simulation = Simulation(total=10**6)
+    first = simulation.guard()
+    await until(lambda: _leased(simulation), "the first guard's lease")
+    second = await simulation.guard()
+    assert second.name == "Refused"
+    third = simulation.guard(take_over=True)
+    ended = await first
+    assert not ended.is_completed()
+    simulation.cluster.stop("job")
+    assert (await third).name == "Completed"
+    assert simulation.starts == 1
+
+
+async def _leased(simulation: Simulation) -> bool | None:
+    async with await Ledger.open() as ledger:
+        stand = await ledger.job_status(simulation.job.key)
+    return True if stand is not None and stand.status == "Enabled" else None
+
+
+async def test_a_job_its_owner_stopped_is_left_alone() -> None:
+    simulation = Simulation(total=10**6)
+    guarding = simulation.guard()
+    await until(lambda: _leased(simulation), "the guard")
+    simulation.cluster.stop("job")
+    state = await guarding
+    assert state.message.startswith("stopped by its owner")
+    assert simulation.starts == 1
+
+
+async def test_until_ends_the_monitoring_and_leaves_the_job_alone() -> None:
+    simulation = Simulation(total=10**6)
+    state = await simulation.guard(until=datetime.now().astimezone() + timedelta(seconds=3))
+    assert state.message == "until reached; the job goes on"
+    assert simulation.starts == 1 and simulation.native.run.ended is None
+
+
+async def test_a_guard_cancelled_in_prefect_stops_and_leaves_the_job_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainguard.tasks.prefect_view.CANCEL_SECONDS", 0.2)
+    simulation = Simulation(total=10**6)
+    guarding = simulation.guard()
+    await until(lambda: _leased(simulation), "the guard")
+    async with await Ledger.open() as ledger:
+        lease = await ledger.lease(simulation.job.key)
+    assert lease is not None
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(lease.holder.rpartition(":")[2]), Cancelling())
+    state = await guarding
+    assert state.is_cancelled()
+    assert simulation.native.run.ended is None
+    async with await Ledger.open() as ledger:
+        freed = await ledger.lease(simulation.job.key)
+    assert freed is None or freed.expires_at <= time.time()
+
+
+async def test_a_cluster_out_of_reach_is_neither_healthy_nor_failed() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 200), total=300)
+    guarding = simulation.guard()
+    await until(lambda: _leased(simulation), "the guard")
+    simulation.cluster.reachable = False
+    await asyncio.sleep(8)  # long past the failure: nothing can be seen of it, nothing may be done
+    assert simulation.starts == 1
+    assert not await simulation.incidents()
+    simulation.cluster.reachable = True
+    state = await guarding
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def test_a_lost_answer_is_looked_up_and_never_repeated() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    simulation.cluster.lose_answers = True
+    state = await simulation.guard()
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def test_a_long_guard_hands_over_with_nothing_lost() -> None:
+    simulation = Simulation(total=10**6)
+    state = await simulation.guard(checks_a_run=2)
+    assert state.name == "HandedOver"
+    successor = simulation.guard()
+    await until(lambda: _leased(simulation), "the successor")
+    simulation.cluster.stop("job")
+    assert (await successor).name == "Completed"
+
+
+async def test_an_unknown_job_is_said_to_be_unknown() -> None:
+    simulation = Simulation()
+    del simulation.cluster.jobs["job"]
+    state = await simulation.guard()
+    assert state.name == "CredentialError"
+    assert "no job" in state.message
