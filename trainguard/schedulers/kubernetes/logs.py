@@ -241,9 +241,10 @@ def _full(run: Run, place: Place, last: Place, taken: list[str], line: tuple[str
     if taken:
         return _Read(_chunk(run, taken, place), last, True)
     stamp, text = line
-    chunk = _chunk(run, [text[:left]], place)
+    short = text if len(text) <= left else text[: left - 1] + "\n"
+    chunk = _chunk(run, [short], place)
     assert chunk is not None
-    cut = chunk.model_copy(update={"skipped_bytes": max(0, len(text) - left)})
+    cut = chunk.model_copy(update={"skipped_bytes": len(text) - len(short)})
     return _Read(cut, _after(last, stamp), True)
 
 

@@ -146,10 +146,9 @@ def read_pod_job(pod: Object, scene: Scene) -> Reading:
 def _failed_before_deletion(pod: Object, view: PodView) -> bool:
     """Tell a failed pod that is cleaned away from one that failed because it was deleted."""
     due = reading.seconds(reading.meta(pod).get("deletionTimestamp")) or 0.0
-    asked = due - reading.count(reading.meta(pod), "deletionGracePeriodSeconds")
-    return (
-        view.liveness is Liveness.FAILED and not view.lost and view.exit_code is not None and view.at < asked
-    )
+    if view.liveness is not Liveness.FAILED or view.lost or view.exit_code is None or view.at >= due:
+        return False
+    return view.exit_code not in DELETED_CODES or bool(view.oom_killed)
 
 
 def _leaving(told: Reading, view: PodView) -> Reading:
