@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +30,8 @@ REAL = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 THEN = 1_780_000_000.0
 
 
-def only(directory: Path, **options: str) -> CheckpointInfo:
-    (found,) = find_checkpoints(directory, **options)
+def only(directory: Path, format: str = "auto") -> CheckpointInfo:
+    (found,) = find_checkpoints(directory, format)
     return found
 
 
@@ -86,8 +87,9 @@ def test_what_the_real_libraries_write_is_good(tmp_path: Path, name: str, kind: 
 
 
 def cuts(length: int) -> Iterator[int]:
-    """Lengths to cut to, longest first: all of short files, of long ones the last hundred and every 23rd."""
-    return (cut for cut in range(length - 1, -1, -1) if length < 400 or cut > length - 100 or cut % 23 == 0)
+    """Lengths to cut to, longest first: all of short files, of long ones some and the last ones."""
+    every = 1 if length < 400 else 41 if length < 10_000 else 499
+    return (cut for cut in range(length - 1, -1, -1) if cut > length - 30 or cut % every == 0)
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in WHOLE if Path(name).suffix])
@@ -265,14 +267,14 @@ def test_a_zip_bomb_is_not_inflated(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("w.npy", "w") as member:
         head = io.BytesIO()
         np.lib.format.write_array_header_1_0(
-            head, {"descr": "<f8", "fortran_order": False, "shape": (2**25,)}
+            head, {"descr": "<f8", "fortran_order": False, "shape": (2**24,)}
         )
         member.write(head.getvalue())
-        for _ in range(256):
+        for _ in range(128):
             member.write(bytes(2**20))
     code = (
         "import resource, sys; from trainguard.supervisor import checkpoints;"
-        "resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20));"
+        "resource.setrlimit(resource.RLIMIT_AS, (120 << 20, 120 << 20));"
         "print(checkpoints.find_checkpoints(sys.argv[1])[0].good)"
     )
     ran = subprocess.run(
@@ -356,7 +358,7 @@ def test_what_is_just_being_written_is_never_called_bad(tmp_path: Path) -> None:
     os.utime(path, (THEN, THEN))
     (fresh,) = find_checkpoints(tmp_path, now=THEN + 5)
     assert fresh.good is None
-    assert "still being written" in fresh.problem
+    assert "perhaps still being written" in fresh.problem
     (stale,) = find_checkpoints(tmp_path, now=THEN + 500)
     assert stale.good is False
     assert only(tmp_path).good is False
@@ -569,33 +571,34 @@ def test_names_may_hold_anything(tmp_path: Path) -> None:
     assert "\x1b" not in ran.stdout
 
 
-@pytest.mark.skipif(
-    os.geteuid() == 0 and not os.path.exists("/usr/sbin/runuser"), reason="root reads everything"
-)
-def test_what_may_not_be_read_is_unknown_and_says_so(tmp_path: Path) -> None:
-    write_npz(tmp_path / "step_10.npz", 10)
-    write_npz(tmp_path / "step_20.npz", 20).chmod(0)
-    folder = real("huggingface/checkpoint-10", tmp_path).rename(tmp_path / "checkpoint-30")
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that another user may enter: pytest's own are closed."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_what_may_not_be_read_is_unknown_and_says_so(public: Path) -> None:
+    write_npz(public / "step_10.npz", 10)
+    write_npz(public / "step_20.npz", 20).chmod(0)
+    folder = real("huggingface/checkpoint-10", public).rename(public / "checkpoint-30")
     folder.chmod(0)
     code = (
-        "import json, os, sys; os.setuid(65534) if os.geteuid() == 0 else None;"
-        "sys.argv = ['checkpoints', sys.argv[2], '--json']; exec(compile(source, 'checkpoints', 'exec'))"
+        "import os, sys; from trainguard.supervisor import checkpoints;"
+        "from dataclasses import asdict; import json; os.geteuid() or os.setuid(65534);"
+        "print(json.dumps([asdict(one) for one in checkpoints.find_checkpoints(sys.argv[1])]))"
     )
-    for part in tmp_path.parents:
-        if part != Path("/") and part.stat().st_uid == os.geteuid() and "pytest" in part.name:
-            part.chmod(0o755)
-    source = Path(checkpoints.__file__).read_text()
     ran = subprocess.run(
-        [sys.executable, "-c", f"import sys; source = sys.stdin.read(); {code}", "-", str(tmp_path)],
-        capture_output=True, text=True, input=source, cwd="/",
-    )  # fmt: skip
+        [sys.executable, "-c", code, str(public)], capture_output=True, text=True, check=False
+    )
     folder.chmod(0o755)
     assert ran.returncode == 0, ran.stderr
-    found = {one["step"]: one for one in json.loads(ran.stdout)["checkpoints"]}
+    found = {one["step"]: one for one in json.loads(ran.stdout)}
     assert found[10]["good"] is True
     assert found[20]["good"] is found[30]["good"] is None
     assert "can't be read (Permission denied)" in found[20]["problem"]
-    assert "can't be read" in found[30]["problem"]
+    assert "can't be read (Permission denied)" in found[30]["problem"]
 
 
 def test_set_aside_moves_deletes_nothing_and_overwrites_nothing(tmp_path: Path) -> None:
