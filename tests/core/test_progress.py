@@ -258,6 +258,17 @@ def test_the_bar_of_an_evaluation_does_not_replace_that_of_the_training() -> Non
     assert str(read(training + evaluation + " 1%| | 20/5000 [00:01<1:00,  1.2s/it]\n").progress) == "~20/5000"
 
 
+def test_an_evaluation_after_the_last_step_does_not_replace_it() -> None:
+    training = "".join(f" 1%| | {n}/300 [00:01<1:00,  1.2s/it, loss=2.5]\n" for n in range(290, 301))
+    assert str(read(training + " 1%| | 5/9999 [00:01<1:00, 9.2it/s]\n" * 2).progress) == "~300/300"
+
+
+def test_an_evaluation_within_an_epoch_is_not_its_counter() -> None:
+    # keras Model.evaluate from a callback
+    text = "Epoch 1/2\n120/469 [==>...] - ETA: 3s - loss: 0.1\n 30/79 [===>..] - ETA: 0s - loss: 0.5\n79/79 [====] - 0s 3ms/step - loss: 0.5\n"
+    assert str(read(text).progress) == "~120/938"
+
+
 def test_a_tokenising_bar_without_a_label_gives_way_to_the_training() -> None:
     text = "".join(f"  1%| | {n}/52002 [00:00<00:01, 900.0it/s]\n" for n in (0, 20000, 52002))
     text += "".join(f"  1%| | {n}/300 [00:01<1:00,  1.2s/it, loss=2.5]\n" for n in range(5))
