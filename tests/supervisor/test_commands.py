@@ -76,16 +76,18 @@ def test_a_process_that_left_the_tree_is_still_the_attempts(job: Supervised) -> 
 
 def test_a_hung_command_leaves_its_stacks_before_it_is_killed(job: Supervised) -> None:
     job.start_python(DEADLOCK)
-    until(lambda: job.view()["cpu_percent"] == 0.0 and "step 7" in job.log(), "it hangs")
+    until(lambda: "step 7" in job.log(), "it hangs")
     # Twenty seconds of silence make it hung; the log's age is what tells.
     old = time.time() - 100
-    current = (job.state / "logs" / "current.log").resolve()
-    os.utime(current, (old, old))
     started = job.attempt().read("started")
     assert started is not None
     job.attempt().write("started", {**started, "at": old})
-    until(lambda: time.time() - job.view()["heartbeat_at"] > 50, "the heartbeat is old")
-    until(lambda: (supervisor.read_json(job.state / "state.json") or {})["heartbeat_at"] < old + 1, "seen")
+
+    def silent() -> bool:
+        os.utime(job.state / "logs" / "current.log", (old, old))
+        return bool((supervisor.read_json(job.state / "state.json") or {})["heartbeat_at"] < old + 1)
+
+    until(silent, "the silence is seen")
     answer = job.tell("restart", "--fence", "f1")
     assert answer["attempt"] == 2
     assert "deep_in_the_dataloader" in job.log(1)

@@ -122,6 +122,19 @@ def test_a_second_supervisor_refuses_and_names_the_first(job: Supervised) -> Non
     assert "train.py" in str(supervisor.read_json(job.state / "spec.json"))
 
 
+def test_a_start_takes_up_the_same_living_command_but_no_other(job: Supervised) -> None:
+    job.start_python(STEPS)
+    token = job.view()["token"]
+    job.kill_supervisor()
+    other = job.start("true")
+    assert other.returncode == 2
+    assert "attempt 1 still runs" in other.stderr
+    assert job.start_python(STEPS).returncode == 0
+    seen = job.until_status("running")
+    assert (seen["token"], seen["supervisor_alive"]) == (token, True)
+    assert len(job.lines("starts")) == 1
+
+
 def test_the_owner_starts_a_job_that_is_over_anew(job: Supervised) -> None:
     assert job.start(sys.executable, "-c", "raise SystemExit(4)").returncode == 0
     assert job.until_status("failed")["exit_code"] == 4

@@ -876,7 +876,8 @@ class Attempt:
     def command_alive(self) -> bool:
         """Tell whether the training command itself runs."""
         started = self.read("started") or {}
-        return is_alive(started.get("pid"), started.get("pid_started"))
+        same_boot = started.get("boot_id") == boot_id()
+        return same_boot and is_alive(started.get("pid"), started.get("pid_started"))
 
     def shim_alive(self) -> bool:
         """Tell whether its shim runs."""
@@ -2049,7 +2050,7 @@ class Supervisor:
 
     def _end_for_restart(self, old: Attempt, answer: Json) -> None:
         if old.processes():
-            hung = self._seems_hung()
+            silent = self._is_silent()
             if not answer.get("killing"):
                 save_evidence(old, self.folder / "evidence" / answer["fence"])
                 failpoint("evidence-saved")
@@ -2059,7 +2060,7 @@ class Supervisor:
                 answer["killing"] = True
                 write_json(self.folder / "results" / f"{answer['fence']}.json", answer)
             old.write("replaced", {"fence": answer["fence"], "at": time.time()})
-            left = kill_attempt(old, self.config["stop_seconds"], hung and self.config["faulthandler"])
+            left = kill_attempt(old, self.config["stop_seconds"], silent and self.config["faulthandler"])
             if left:
                 raise Refusal(
                     f"processes {sorted(left)} of attempt {old.number} can't be killed: no second one started"
@@ -2068,10 +2069,9 @@ class Supervisor:
         while old.read("exit") is None and old.shim_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _seems_hung(self) -> bool:
-        """A command that says nothing and computes nothing can't be asked to end, but its stacks are wanted."""
-        age = time.time() - (self.state.get("heartbeat_at") or time.time())
-        return age > 20 and (self.state.get("cpu_percent") or 0.0) < 10
+    def _is_silent(self) -> bool:
+        """A command that says nothing does not end when asked; its stacks are worth more. A hang may spin."""
+        return time.time() - (self.state.get("heartbeat_at") or time.time()) > 20
 
     def _new_attempt(self) -> Json:
         return {
@@ -2432,6 +2432,14 @@ def sign_lock(folder: Path) -> None:
     (folder / "lock").write_text(f"pid {os.getpid()} on {socket.gethostname()} since {at}\n")
 
 
+def check_same(folder: Path, number: int, command: list[str]) -> None:
+    """Refuse to take up a living command where another one was asked for. Raises SupervisorError."""
+    running = (read_json(folder / "spec.json") or {}).get("command")
+    if command and command != running:
+        problem = f"attempt {number} still runs {running}"
+        raise SupervisorError("command", problem, f"`tell {folder} stop` ends it; or give another --state")
+
+
 def command_start(arguments: argparse.Namespace) -> int:
     """Start a job, or a new attempt of one that is over, or take up one that runs."""
     config = load_config(Path(arguments.config) if arguments.config else None)
@@ -2451,7 +2459,9 @@ def command_start(arguments: argparse.Namespace) -> int:
     live = bool(numbers) and (
         Attempt(folder, numbers[-1]).processes() or Attempt(folder, numbers[-1]).shim_alive()
     )
-    if not live:
+    if live:
+        check_same(folder, numbers[-1], command)
+    else:
         write_json(folder / "env.json", {"env": new["env"]})
         write_json(folder / "spec.json", new["spec"])
     ready = None if arguments.foreground else detach(folder)
