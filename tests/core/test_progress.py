@@ -260,7 +260,8 @@ def test_the_bar_of_an_evaluation_does_not_replace_that_of_the_training() -> Non
 
 def test_an_evaluation_after_the_last_step_does_not_replace_it() -> None:
     training = "".join(f" 1%| | {n}/300 [00:01<1:00,  1.2s/it, loss=2.5]\n" for n in range(290, 301))
-    assert str(read(training + " 1%| | 5/9999 [00:01<1:00, 9.2it/s]\n" * 2).progress) == "~300/300"
+    evaluation = "".join(f" 1%| | {n}/9999 [00:01<1:00,  9.2it/s]\n" for n in range(9))
+    assert str(read(training + evaluation).progress) == "~300/300"
 
 
 def test_an_evaluation_within_an_epoch_is_not_its_counter() -> None:
