@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import io
 import json
 import math
 import os
@@ -52,7 +53,7 @@ FORMATS = (
 )  # fmt: skip
 
 MEBI = 1024 * 1024
-CHECKED = 30
+CHECKED = 12
 """Checkpoints looked into, newest first. Older ones are left out."""
 MOST_ENTRIES = 100_000
 MOST_FOLDERS = 2_000
@@ -215,18 +216,20 @@ class Walker:
         self.memo: dict[int, Any] = {}
         self.persistent: list[Any] = []
         self.made: list[Call] = []
+        self.actions: dict[str, Callable[[Any], None]] = {}
 
     def walk(self, file: BinaryIO, end: int) -> Any:
         """Give what the pickle that begins here is. Raises Bad (damaged) or Unsure (too long)."""
         try:
             # pickletools types its argument as the typing module's IO; it needs no more than these three.
-            stream = cast("Any", Bounded(file, end))
+            stream = cast("Any", file if isinstance(file, io.BytesIO) else Bounded(file, end))
+            actions = self.actions
             for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if count > MOST_OPCODES:
                     raise Unsure("its pickle is too long to be followed")
                 if opcode.name == "STOP":
                     return self.stack.pop()
-                self.step(opcode.name, argument)
+                (actions.get(opcode.name) or self.action(opcode.name))(argument)
         except (
             ValueError,
             IndexError,
@@ -239,21 +242,23 @@ class Walker:
             raise Bad("its pickle is cut short or damaged") from error
         raise Bad("its pickle is cut short")
 
-    def step(self, name: str, argument: Any) -> None:
-        """Follow one opcode."""
+    def action(self, name: str) -> Callable[[Any], None]:
+        """Find what follows an opcode, and keep it: large pickles have millions."""
+        found = self.plain_action(name) or getattr(self, f"do_{name.lower()}", None)
+        if found is None:
+            raise Unsure(f"its pickle uses {name}")
+        self.actions[name] = found
+        return cast("Callable[[Any], None]", found)
+
+    def plain_action(self, name: str) -> Callable[[Any], None] | None:
+        """Find what follows an opcode that only pushes something, or does nothing."""
         if name in IGNORED:
-            return
+            return lambda _: None
         if name in CONSTANTS:
-            self.stack.append(CONSTANTS[name])
-        elif name in MAKERS:
-            self.stack.append(MAKERS[name]())
-        elif ARGUMENT.fullmatch(name):
-            self.stack.append(argument)
-        else:
-            action = getattr(self, f"do_{name.lower()}", None)
-            if action is None:
-                raise Unsure(f"its pickle uses {name}")
-            action(argument)
+            return lambda _: self.stack.append(CONSTANTS[name])
+        if name in MAKERS:
+            return lambda _: self.stack.append(MAKERS[name]())
+        return self.stack.append if ARGUMENT.fullmatch(name) else None
 
     def marked(self) -> list[Any]:
         """Take what was pushed since the last mark."""
@@ -650,10 +655,11 @@ def check_torch_zip(file: BinaryIO, size: int) -> int | None:
     main = entries[pickles[0]]
     if main.method != 0:
         raise Unsure("its data.pkl is compressed, which torch never does")
-    file.seek(main.data)
-    walker = Walker()
-    value = walker.walk(file, main.data + main.size)
-    if file.tell() != main.data + main.size:
+    if main.size > MOST_HEADER:
+        raise Unsure("its data.pkl is too large to be followed")
+    walker, pickled = Walker(), io.BytesIO(archive.read(main, main.size))
+    value = walker.walk(pickled, main.size)
+    if pickled.tell() != main.size:
         raise Bad("its data.pkl does not end where its archive says")
     prefix = pickles[0].split("/")[0]
     for key, item, count in storages(walker.persistent):
