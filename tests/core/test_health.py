@@ -283,6 +283,13 @@ class TestStall:
         assert SignalKind.STALL not in kinds(job.silent(1_700, aging=False))
         stalls = [signal for signal in job.silent(600, aging=False) if signal.kind is SignalKind.STALL]
         assert [stall.sources for stall in stalls] == [("log",)]
+        other = Watched()
+        other.trains(50, utilisation=Utilisation())
+        other.silent(2_400)
+        assert [(signal.kind, signal.sources) for signal in other.signals] == [
+            (SignalKind.DEGRADED, ("log",)),
+            (SignalKind.STALL, ("heartbeat",)),
+        ]
 
     def test_a_stall_is_told_once_and_again_after_it_has_passed(self, job: Watched) -> None:
         job.trains(50)

@@ -118,7 +118,8 @@ def _stall(look: Look) -> Condition | None:
         return Condition(SignalKind.STALL, f"{silent} and its processes are idle", (*sources, "process"))
     unseen = max(_UNSEEN_TIMES * look.threshold, _UNSEEN_SECONDS)
     if silence.unseen_looks >= _LOOKS and silence.stale_for >= unseen and log_stale:
-        return Condition(SignalKind.STALL, f"{silent}; what its processes do can't be read", sources)
+        # A heartbeat is often the log's own age: without utilisation the two count as one source.
+        return Condition(SignalKind.STALL, f"{silent}; what its processes do can't be read", sources[:1])
     return None
 
 
