@@ -48,9 +48,6 @@ TRUSTING = Policy(
 """The owner who allows everything but acts on nodes: what stops a forged action then is the guard alone."""
 RECKLESS = Policy(preset=Preset.AUTONOMOUS, allow=tuple(Allow(action=kind) for kind in ActionKind))
 """The owner who allows everything."""
-NODE_SCOPE = pytest.mark.xfail(
-    strict=False, reason="planning lets an allowed drain_node run on the word of a job's own log"
-)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +130,6 @@ def test_generated_forgeries_name_no_foreign_node_and_run_nothing_beyond_the_job
         assert injected(diagnosis) == [], seed
 
 
-@NODE_SCOPE
 def test_no_job_log_gets_a_node_drained_even_where_the_owner_allows_it(catalogue: Catalogue) -> None:
     logs = {log.stem: log.read_bytes() for log in CORPUS} | {
         str(seed): forge(seed).hostile for seed in range(600)

@@ -122,7 +122,14 @@ def plain(message: Message) -> str:
     """Render for channels of unknown markup (e-mail, SMS, chat): nothing in it mentions a whole channel."""
     parts = ["\n".join(f"{name}: {_one_line(value)}" for name, value in message.fields), clean(message.body)]
     parts.append(clean(message.excerpt))
-    parts.append("\n".join([*message.commands, *(f"{link.label}: {link.url}" for link in message.links)]))
+    parts.append(
+        "\n".join(
+            [
+                *message.commands,
+                *(f"{link.label}: {link.url}" for link in message.links if _safe_url(link.url)),
+            ]
+        )
+    )
     return defang(shorten("\n\n".join(part for part in parts if part), PLAIN_LIMIT))
 
 
