@@ -169,7 +169,7 @@ class TestEvidence:
         await lab.crash(job)
         seen = await until_seen(lab, job, Liveness.FAILED)
         kinds = {item.kind: item.text for item in await lab.scheduler.collect(job, seen)}
-        assert '"exit_signal": 9' in kinds[EvidenceKind.ACCOUNTING]
+        assert '"exit_signal": 9' in kinds[EvidenceKind.STATUS]
 
     def test_kills_of_other_jobs_processes_prove_nothing(self) -> None:
         text = "Memory cgroup out of memory: Killed process 77 (python)\nOut of memory: Killed process 9 (x)\nNVRM: Xid 79"

@@ -16,8 +16,9 @@ from trainguard.supervisor import supervisor
 
 LOG_BYTES = 4_000_000
 EARLIER_BYTES = 256_000
-SAVED_BYTES = 400_000
 KILLED = re.compile(r"Killed process (\d+)|oom_reaper: reaped process (\d+)|oom-kill:.*\bpid=(\d+)")
+
+OOM_REPORT = re.compile(r"invoked oom-killer|oom_reaper|oom-kill|oom_kill|[Oo]ut of memory|Memory cgroup")
 
 
 def collect(job: Job) -> list[Evidence]:
@@ -32,14 +33,12 @@ def collect(job: Job) -> list[Evidence]:
     found += _logs(folder, state)
     found += [_extra(Path(word)) for word in job.extra_logs]
     if state:
+        now = {key: value for key, value in state.items() if key != "attempts"}
         found.append(
-            _said("supervisor state", EvidenceKind.STATUS, json.dumps(state, indent=1, sort_keys=True))
+            _said("supervisor state", EvidenceKind.STATUS, json.dumps(now, indent=1, sort_keys=True))
         )
-        attempts = "\n".join(json.dumps(row, sort_keys=True) for row in state.get("attempts", []))
-        found.append(_said("attempts", EvidenceKind.ACCOUNTING, attempts))
         found += _processes(folder, state)
     found += _kernel(state)
-    found += _saved(folder, state)
     return [item for item in found if item.text]
 
 
@@ -54,10 +53,9 @@ def _logs(folder: Path, state: dict[str, Any]) -> list[Evidence]:
     except supervisor.StateError as error:
         return [_note(folder, "logs", str(error))]
     found = []
-    for number in numbers[-2:]:
-        size = LOG_BYTES if number == numbers[-1] else EARLIER_BYTES
+    for number in numbers[-1:]:  # an earlier attempt's last words are another incident's evidence
         try:
-            found.append(_log(folder, number, size))
+            found.append(_log(folder, number, LOG_BYTES))
         except OSError as error:
             found.append(_note(folder, stream_name(folder, number), str(error)))
     return found
@@ -120,27 +118,25 @@ def _kernel(state: dict[str, Any]) -> list[Evidence]:
 
 
 def without_strangers(text: str, ours: set[int]) -> str:
-    """Leave out the out-of-memory kills of other jobs' processes: on a shared machine they prove nothing."""
-    kept, left_out = [], 0
-    for line in text.splitlines():
-        match = KILLED.search(line)
-        if match and int(next(group for group in match.groups() if group)) not in ours:
-            left_out += 1
-        else:
-            kept.append(line)
-    if left_out:
-        kept.append(f"[trainguard] {left_out} lines about other jobs' processes left out")
+    """Leave out the out-of-memory reports of other jobs' processes: on a shared machine they prove nothing.
+
+    A report is many lines of which only some name a process: where none of ours was killed, all go.
+    """
+    lines = text.splitlines()
+    killed = {int(next(filter(None, match.groups()))) for line in lines if (match := KILLED.search(line))}
+    strange = killed - ours
+    if not strange:
+        return text
+    kept = [line for line in lines if not _of_strangers(line, strange, none_of_ours=not killed & ours)]
+    kept.append(f"[trainguard] {len(lines) - len(kept)} lines about other jobs' processes left out")
     return "\n".join(kept)
 
 
-def _saved(folder: Path, state: dict[str, Any]) -> list[Evidence]:
-    """What the supervisor saved before it ended the attempt before this one."""
-    fence = str(state.get("fence") or "")
-    if not supervisor.FENCE.match(fence):
-        return []
-    path = folder / "evidence" / fence / "stacks.txt"
-    data = supervisor.tail_of(path, SAVED_BYTES)
-    return [_said(str(path), EvidenceKind.STACKS, data.decode("utf-8", "replace"))]
+def _of_strangers(line: str, strange: set[int], *, none_of_ours: bool) -> bool:
+    match = KILLED.search(line)
+    if match:
+        return int(next(filter(None, match.groups()))) in strange
+    return none_of_ours and OOM_REPORT.search(line) is not None
 
 
 def _said(name: str, kind: EvidenceKind, text: str) -> Evidence:
