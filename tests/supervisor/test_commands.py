@@ -220,6 +220,7 @@ def test_only_declared_old_files_are_deleted(job: Supervised) -> None:
         os.utime(path, (old, old))
     (scratch / "fresh.tmp").write_text("x")
     (scratch / "way.tmp").symlink_to(outside / "c.tmp")
+    os.utime(scratch / "way.tmp", (old, old), follow_symlinks=False)
     (scratch / "way").symlink_to(outside)
     job.start(
         sys.executable,
