@@ -3,6 +3,7 @@
 # with accounting also slurmdbd and a MariaDB of its own. Also run inside the Debian 13 chroot of slurm24.
 #   cluster.sh start NAME PREFIX SSH_PORT BASE_PORT yes|no    (yes: with accounting)
 #   cluster.sh stop NAME
+#   cluster.sh munge NAME                                     (starts its munged again)
 # Everything is kept in $LAB/NAME. Daemons are known by their pid files there and by nothing else.
 set -euo pipefail
 : "${LAB:?the folder of the lab}"
@@ -334,6 +335,7 @@ stop() {
 
 case $verb in
 start) start "$3" "$4" "$5" "$6" ;;
+munge) start_munge ;;
 stop) stop ;;
 *) fail "no such verb: $verb" ;;
 esac

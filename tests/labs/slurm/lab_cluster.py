@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -80,21 +81,22 @@ class Cluster:
             await made.close()
         self.made.clear()
 
-    def run(self, *argv: str, user: str | None = None, check: bool = True, **more: object) -> str:
+    def run(self, *argv: str, user: str | None = None, check: bool = True, lab: str = "") -> str:
         """Run one of Slurm's commands as the job's owner, or as another user."""
         env = {
             "SLURM_CONF": self.facts["CONF"],
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
             "HOME": str(self.home),
+            "LAB": lab,
         }
         who = user or self.facts["USER_NAME"]
         call = argv if who == "root" else ("runuser", "-u", who, "--", *argv)
         done = subprocess.run(
-            call, env=env, cwd=self.home, capture_output=True, text=True, check=False, timeout=60, **more
-        )  # type: ignore[call-overload]
+            call, env=env, cwd=self.home, capture_output=True, text=True, check=False, timeout=60
+        )
         if check and done.returncode != 0:
             raise AssertionError(f"{shlex.join(argv)}: {done.stdout}{done.stderr}")
-        return str(done.stdout)
+        return done.stdout
 
     def job_folder(self) -> Path:
         folder = self.home / f"run-{uuid.uuid4().hex[:10]}"
@@ -123,6 +125,13 @@ class Cluster:
 
     # Faults
 
+    @staticmethod
+    def gone(pid: int) -> bool:
+        try:
+            return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return True
+
     def pid(self, daemon: str) -> int:
         return int((self.folder / "run" / f"{daemon}.pid").read_text())
 
@@ -132,6 +141,16 @@ class Cluster:
     def start(self, daemon: str, *argv: str) -> None:
         """Start a daemon that was stopped."""
         self.run(daemon, *argv, user="root")
+
+    def stop_munge(self) -> None:
+        pid = self.pid("munged")
+        self.signal("munged", signal.SIGTERM)
+        self.wait(lambda: self.gone(pid), 10, "munged has ended")
+
+    def start_munge(self) -> None:
+        self.run(
+            "bash", str(HERE / "cluster.sh"), "munge", self.name, user="root", lab=str(self.folder.parent)
+        )
 
     def kill_node(self, number: int) -> None:
         self.signal(f"slurmd-{self.node(number)}", signal.SIGKILL)
@@ -205,10 +224,8 @@ class Proxy:
 
     def _end(self, pipe: socket.socket) -> None:
         self._pipes.discard(pipe)
-        try:
+        with contextlib.suppress(OSError):
             pipe.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         pipe.close()
 
     def _accept(self, door: socket.socket) -> None:

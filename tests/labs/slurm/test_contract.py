@@ -44,11 +44,13 @@ class SlurmLab(Lab):
     patience: ClassVar[float] = 60.0
     settle: ClassVar[float] = 2.0
     tick: ClassVar[float] = 0.3
-    lacks = {
+    lacks: ClassVar[dict[Ability, str]] = {
         Ability.RECREATE: "Slurm's ids come again only after millions of jobs; tested on parsed text",
         Ability.ROTATE_LOG: "slurmstepd keeps its file open: a job's output is not rotated",
     }
-    resume_ways = frozenset({ResumeBy.ARGUMENT, ResumeBy.ENVIRONMENT, ResumeBy.SYMLINK})
+    resume_ways: ClassVar[frozenset[ResumeBy]] = frozenset(
+        {ResumeBy.ARGUMENT, ResumeBy.ENVIRONMENT, ResumeBy.SYMLINK}
+    )
 
     def __init__(self, cluster: Cluster, proxy: Proxy, shims: Path) -> None:
         self.cluster, self.proxy, self.shims = cluster, proxy, shims
@@ -87,7 +89,10 @@ class SlurmLab(Lab):
             return False
 
     async def crash(self, job: Job) -> None:
-        for pid in self._pids(job):
+        async def look() -> list[int] | None:
+            return self._pids(job) or None  # Slurm says RUNNING before the script has begun
+
+        for pid in await self.until(look, "the job's process"):
             os.kill(pid, signal.SIGSEGV)
 
     async def stop_by_owner(self, job: Job) -> None:

@@ -83,7 +83,8 @@ class Finder:
             ):
                 return _done(fence, f"cancelled {asked}")
             return self._take_up(fence, mark, written)
-        if token(asked, records) == mark.token:
+        moved = token(asked, records) != mark.token or any(record.requeueing for record in records)
+        if not moved:
             return self._take_up(fence, mark, written)
         if any(requeued_and_held(record) for record, _ in marked):
             self.half_way[fence.token] = mark
@@ -142,7 +143,8 @@ class Finder:
         if mark.kind == ActionKind.CANCEL and seen.liveness.terminal:
             return _done(fence, f"cancelled {asked}")
         same_id = asked.base == mark.base and bool(records)
-        moved = same_id and token(asked, records) != mark.token and seen.incarnation is not None
+        again = token(asked, records) != mark.token if same_id else False
+        moved = again or any(record.requeueing for record in records)
         if moved and ActionKind(mark.kind).restarts:
             if any(requeued_and_held(record) for record in records):
                 self.half_way[fence.token] = mark
@@ -150,9 +152,10 @@ class Finder:
             return _done(fence, f"{mark.kind}: {asked} was requeued", incarnation(job.ref, asked, records))
         return self._take_up(fence, mark, written)
 
-    def _take_up(self, fence: Fence, mark: Mark, written: Note | None) -> None:
+    def _take_up(self, fence: Fence, mark: Mark, written: Note | None) -> Outcome | None:
         self._wait_for_late(fence, written)
         self.half_way[fence.token] = mark
+        return None
 
     def _wait_for_late(self, fence: Fence, written: Note | None) -> None:
         """Before acting again: give a request that is still under way the time to show."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
@@ -96,10 +96,9 @@ class Observer:
         asked = self.followed(ref)
         found = belonging(asked, look.records) if asked is not None else []
         before = self._memory.get(ref, _Memory()).records
-        if any(_reused(before.get(record.id), record) for record in found):
+        if not found or any(_reused(before.get(record.id), record) for record in found):
             return []
-        if not found:
-            return []
+        found = [_same_incarnation(before.get(record.id), record) for record in found]
         have = {record.id for record in found}
         return found + [old for name, old in before.items() if name not in have and _over(old)]
 
@@ -199,6 +198,9 @@ class Observer:
             exit_code=reading.exit_code if reading.liveness.terminal else None,
             exit_signal=reading.exit_signal if reading.liveness.terminal else None,
             oom_killed=reading.oom_killed,
+            ended_at=records[0].end if reading.liveness.terminal else None,
+            memory_limit=None if records[0].memory is None else records[0].memory * 2**20,
+            time_limit=None if records[0].time_limit is None else records[0].time_limit * 60.0,
             nodes=nodes,
             bad_nodes=tuple(node for node in nodes if node in bad),
             restart_underway=reading.restart_underway,
@@ -216,9 +218,20 @@ def _reused(old: Record | None, new: Record) -> bool:
     return (
         old is not None
         and old.source == new.source
+        and old.state != "COMPLETING"
         and new.submit > old.submit > 0
         and (new.restarts or 0) <= (old.restarts or 0)
     )
+
+
+def _same_incarnation(old: Record | None, new: Record) -> Record:
+    """While a running job is killed to be requeued, the next restart is counted already, but the submit time
+    is still the old one: it is still the old incarnation that ends."""
+    if old is None or new.state != "COMPLETING" or old.submit != new.submit:
+        return new
+    if (new.restarts or 0) <= (old.restarts or 0) and not old.requeueing:
+        return new
+    return replace(new, restarts=old.restarts, requeueing=True)
 
 
 def _same(told: Sequence[Record], memory: _Memory) -> bool:

@@ -9,7 +9,7 @@ owner stands last: nothing that a job's name or comment holds can be taken for a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainguard.schedulers.slurm.ids import JobId, expand_hostlist, job_id
 
@@ -17,7 +17,7 @@ SEP = "\x1f"
 
 SQUEUE_FIELDS = (
     "JobArrayID", "JobID", "State", "Reason", "exit_code", "DerivedEC", "RestartCnt", "SubmitTime",
-    "StartTime", "EndTime", "EligibleTime", "Requeue", "HetJobID", "NodeList", "UserName", "Comment",
+    "StartTime", "EndTime", "EligibleTime", "Requeue", "HetJobID", "NodeList", "TimeLimit", "tres-alloc", "UserName", "Comment",
 )  # fmt: skip
 DETAIL_FIELDS = (
     "JobArrayID", "Partition", "TimeLimit", "NumNodes", "NumTasks", "cpus-per-task", "MinMemory", "Account",
@@ -28,7 +28,7 @@ SACCT_FIELDS = (
     "JobID", "State", "ExitCode", "DerivedExitCode", "Submit", "Start", "End", "NodeList", "User", "Comment",
 )  # fmt: skip
 NODE_FIELDS = ("NodeList", "StateLong", "Reason")
-_NOTHING = frozenset({"", "(null)", "N/A", "None assigned", "Unknown", "NONE"})
+_NOTHING = frozenset({"", "(null)", "N/A", "None assigned", "Unknown", "NONE", "None"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Record:
     signal: int = 0
     derived_code: int = 0
     restarts: int | None = None
-    """None: sacct does not tell."""
+    """sacct does not tell: there it is the number of older records."""
     submit: int = 0
     start: int | None = None
     end: int | None = None
@@ -52,6 +52,12 @@ class Record:
     nodes: tuple[str, ...] = ()
     user: str = ""
     comment: str = ""
+    time_limit: int | None = None
+    """Minutes."""
+    memory: int | None = None
+    """Megabytes a node, as allocated."""
+    requeueing: bool = False
+    """It is being killed to be requeued: the controller counts the next restart already."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +122,32 @@ def _squeue(row: Mapping[str, str]) -> Record | None:
         nodes=node_names(row["NodeList"]),
         user=row["UserName"].strip(),
         comment=_text(row["Comment"]),
+        time_limit=minutes(row["TimeLimit"]),
+        memory=_memory(row["tres-alloc"], len(node_names(row["NodeList"]))),
     )
 
 
+def _memory(tres: str, nodes: int) -> int | None:
+    """Read `cpu=4,mem=2G,node=2`: memory over all nodes."""
+    found = dict(part.partition("=")[::2] for part in tres.strip().split(","))
+    total = megabytes(found.get("mem", ""))
+    return None if total is None or nodes == 0 else total // nodes
+
+
 def sacct_records(text: str) -> list[Record]:
-    """Read the answer to a query with SACCT_FIELDS; steps are left out."""
-    return [record for row in sacct_rows(text, SACCT_FIELDS) if (record := _sacct(row)) is not None]
+    """Read the answer to a query with SACCT_FIELDS and --duplicates: the newest record of each id."""
+    return newest(record for row in sacct_rows(text, SACCT_FIELDS) if (record := _sacct(row)) is not None)
+
+
+def newest(records: Iterable[Record]) -> list[Record]:
+    """Of several records of one id keep the newest. Each requeue left one; only a reused id has another user."""
+    found: dict[JobId, Record] = {}
+    for record in sorted(records, key=lambda one: one.submit):
+        older = found.get(record.id)
+        again = older is not None and older.user == record.user and older.submit < record.submit
+        restarts = (older.restarts or 0) + 1 if older is not None and again else 0
+        found[record.id] = replace(record, restarts=restarts)
+    return list(found.values())
 
 
 def _sacct(row: Mapping[str, str]) -> Record | None:

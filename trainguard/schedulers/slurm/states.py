@@ -152,7 +152,14 @@ def _running(record: Record, now: float, settings: Settings) -> Reading:
     if record.state == "COMPLETING" and record.end and now - record.end > settings.completing_deadline:
         stuck = f"completing for {now - record.end:.0f} s: its processes or its epilog do not end"
     warning = f"Slurm has started it {record.restarts + 1} times" if record.restarts else ""
-    return Reading(Liveness.RUNNING, record.state, record.reason, stuck=stuck, warning=warning)
+    return Reading(
+        Liveness.RUNNING,
+        record.state,
+        record.reason,
+        restart_underway=record.requeueing,
+        stuck=stuck,
+        warning=warning,
+    )
 
 
 def _may_come_back(record: Record, now: float, settings: Settings) -> bool:

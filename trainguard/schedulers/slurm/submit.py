@@ -17,15 +17,17 @@ from trainguard.schedulers.slurm.detail import Detail
 from trainguard.schedulers.slurm.parse import minutes
 from trainguard.transports.posix_shell import Command
 
-_FLAGS = frozenset(  # options that take no value
+_WITHOUT_VALUE = (
     "--hold --parsable --requeue --no-requeue --overcommit --oversubscribe --contiguous --wait --quiet "
     "--spread-job --use-min-nodes --reboot --ignore-pbs --test-only --verbose --no-kill --get-user-env "
-    "--exclusive -H -O -s -W -Q -v -k".split()
+    "--exclusive -H -O -s -W -Q -v -k"
 )
-_OURS = frozenset(
+_FLAGS = frozenset(_WITHOUT_VALUE.split(" "))
+_REPLACED = (
     "--comment --job-name -J --chdir -D --parsable --wait -W --array -a --dependency -d --begin -b --hold -H "
-    "--test-only --export --export-file --quiet -Q --verbose -v".split()
+    "--test-only --export --export-file --quiet -Q --verbose -v"
 )
+_OURS = frozenset(_REPLACED.split(" "))
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -134,16 +136,20 @@ def resumed(
             raise RefusedError(f"{resume.name!r} is no name of an environment variable")
         return tuple(arguments), ((resume.name, checkpoint),)
     if resume.by is ResumeBy.ARGUMENT:
-        kept, skip = [], False
-        for word in arguments:
-            if skip:
-                skip = False
-            elif word == resume.name:
-                skip = True
-            elif not word.startswith(f"{resume.name}="):
-                kept.append(word)
-        return (*kept, resume.name, checkpoint), ()
+        return (*_without_option(arguments, resume.name), resume.name, checkpoint), ()
     return tuple(arguments), ()
+
+
+def _without_option(arguments: Sequence[str], name: str) -> list[str]:
+    """Drop `--resume X` and `--resume=X` of an earlier restart."""
+    kept: list[str] = []
+    skip = False
+    for word in arguments:
+        if skip or word == name:
+            skip = not skip
+        elif not word.startswith(f"{name}="):
+            kept.append(word)
+    return kept
 
 
 def submission(
