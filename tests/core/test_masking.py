@@ -95,6 +95,13 @@ TOKEN_CONTEXTS = (
     "apiKey={}",
     "private_token={}",
     "--token {}",
+    "setenv HF_TOKEN {}",
+    "docker login -u me -p {} registry",
+    "Incorrect API key provided: {}.",
+    "fs.s3a.secret.key={}",
+    "me:{}@db.example:5432",
+    "<accessToken>{}</accessToken>",
+    "cookies: {{'session': '{}'}}",
     "\tSECRET_KEY={}\n",
 )
 KEYS = st.integers(0).map(lambda seed: random.Random(seed).randbytes(600 + seed % 1400))

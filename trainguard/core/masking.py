@@ -23,7 +23,10 @@ _MARKER = re.compile(
 )
 _KEY_HEADER = re.compile(r"(?:Proc-Type|DEK-Info|Comment|Version|Encryption|Private-Lines|Public-Lines):")
 _KEY_TOKEN = re.compile(r"[A-Za-z0-9+/=]++$")
-_FULL_KEY_LINE = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/]{64}(?:[A-Za-z0-9+/]{6}|[A-Za-z0-9+/]{12})?$")
+_FULL_KEY_LINE = re.compile(
+    r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/]{62}(?:[A-Za-z0-9+/]{6}|[A-Za-z0-9+/]{12})?[A-Za-z0-9+/=]{2}$"
+)
+_CUT_KEY_LINE = re.compile(r"(?=[^\s]*?[a-z])(?=[^\s]*?[A-Z])(?=[^\s]*?[0-9+/])[A-Za-z0-9+/]{8,76}={0,2}$")
 _HEX = re.compile(r"[0-9a-fA-F]++$")
 _BLOCK_LINES = 400
 """A key block never has more lines: an opening line without an end must not swallow a log."""
@@ -168,7 +171,7 @@ def _mask_backwards(masked: list[str]) -> None:
 
 
 def _mask_middle(masked: list[str]) -> None:
-    """Mask two or more full-length base64 lines in a row: the middle of a block cut off at both ends."""
+    """Mask two or more full-length base64 lines in a row, and the cut ones beside them: the middle of a block."""
     run: list[int] = []
     for index in range(len(masked) + 1):
         if index < len(masked) and _is_full_key_line(masked[index].rstrip("\r\n")):
@@ -176,9 +179,18 @@ def _mask_middle(masked: list[str]) -> None:
             continue
         if len(run) >= 2:
             for line in run:
-                body = masked[line].rstrip("\r\n")
-                masked[line] = _FULL_KEY_LINE.sub(MASK, body) + masked[line][len(body) :]
+                _mask_end(masked, line, _FULL_KEY_LINE)
+            for line in {max(0, run[0] - 1), min(len(masked) - 1, index)}:
+                _mask_end(masked, line, _CUT_KEY_LINE)
         run = []
+
+
+def _mask_end(masked: list[str], line: int, pattern: re.Pattern[str]) -> None:
+    body = masked[line].rstrip("\r\n")
+    start = max(body.rfind(" "), body.rfind("\t"), body.rfind("]")) + 1
+    found = pattern.search(body, start) if pattern is _FULL_KEY_LINE else pattern.match(body, start)
+    if found is not None:
+        masked[line] = body[: found.start()] + MASK + masked[line][len(body) :]
 
 
 def _is_full_key_line(body: str) -> bool:

@@ -16,7 +16,7 @@ _DOMAIN = re.compile(
     r"eu|de|fr|uk|ch|nl|se|jp|cn|in|us|ca|au|kr)(?![A-Za-z0-9_.-])"
 )
 _SCHEME_DOMAIN = re.compile(
-    r"(?P<keep>[A-Za-z]://(?:\[masked\]@)?)(?P<host>[A-Za-z0-9][A-Za-z0-9.-]{0,253}+)"
+    r"(?P<keep>[A-Za-z]://(?:[^\s/@]{1,256}+@)?)(?P<host>[A-Za-z0-9][A-Za-z0-9.-]{0,253}+)"
 )
 _NAMED = re.compile(
     r"(?P<keep>(?<![A-Za-z0-9_])(?:hostname|host|nodename|node_name|nodelist|node|server|MASTER_ADDR|SLURMD_NODENAME)"

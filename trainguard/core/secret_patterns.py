@@ -30,9 +30,9 @@ _ESCAPED_QUOTED = r"""\\{1,8}["'][^"'\\\n]*+"""
 _EMPTY_VALUE = r"(?!(?:None|null|nil|true|false|undefined|\[masked\])(?![A-Za-z0-9])|<set to the key|\*{3,})"
 
 _NAME = (
-    r"(?:pass(?:word|wd|phrase|code)|pgpass|mysql_pwd|secret(?:[_-]?(?:access)?[_-]?key)?|client[_-]?secret|"
+    r"(?:pass(?:word|wd|phrase|code)|pgpass|mysql_pwd|secret(?:[ ._-]?(?:access)?[ ._-]?key)?|client[_-]?secret|"
     r"(?:api|access|account|storage|shared[_-]?access|private|encryption|signing|master|subscription|auth|service)"
-    r"[_-]?key|\.?docker_?config_?json|client-key-data|_auth)"
+    r"[ ._-]?key(?:\.[\w.-]{1,100}+)?|\.?docker_?config_?json|client-key-data|_auth)"
 )
 _TOKEN_KINDS = (
     *("bos", "eos", "pad", "unk", "mask", "sep", "cls", "image", "audio", "video", "special"),
@@ -42,7 +42,12 @@ _TOKEN_KINDS = (
 _NOT_A_CREDENTIAL = "".join(
     f"(?<!{word}{joint}token)" for word in _TOKEN_KINDS for joint in ("", "_", "-", " ")
 )
-_TOKEN_NAME = rf"(?:token{_NOT_A_CREDENTIAL}|credential|sas[_-]?key|session[_-]?key|sessionid|csrf|x-[a-z-]{{0,24}}-key)"
+_TOKEN_NAME = (
+    rf"(?:token{_NOT_A_CREDENTIAL}|credential|sas[_-]?key|session(?:[_-]?key|[_-]?id)?|csrf|"
+    r"(?<![A-Za-z])(?:pass|pwd)|ssh_pass|private[_-]key[_-]id|x-[a-z-]{0,24}-key)"
+)
+_MIXED = r"(?=[^\s]{0,60}?(?-i:[a-z]))(?=[^\s]{0,60}?(?-i:[A-Z]))(?=[^\s]{0,60}?[0-9])[A-Za-z0-9_+/=-]{12,}+"
+"""Stricter, for values that only stand near a telling word: small and capital letters and digits."""
 _OPAQUE = r"(?=[A-Za-z0-9._~+/=%-]{0,200}?(?:[0-9]|(?-i:[a-z][A-Z])))[A-Za-z0-9._~+/=%!$:-]{8,}+"
 """A bare value that is no word of prose: eight characters or more, with a digit or mixed case."""
 
@@ -138,7 +143,7 @@ NAMED = (
     _p(
         "cookie",
         ("cookie",),
-        r"""(?P<keep>(?<![A-Za-z])(?:set-)?cookie["']?[ \t]{0,8}:[ \t]{0,8}\\?["']?)[^"'\\\r\n]++""",
+        r"""(?P<keep>(?<![A-Za-z])(?:set-)?cookies?["']?[ \t]{0,8}:[ \t]{0,8}\\?["']?)[^"'\\\r\n]++""",
         _I,
     ),
     _p("bearer", ("bearer",), rf"(?P<keep>(?<![A-Za-z])bearer[ \t]{{1,8}}){_OPAQUE}", _I),
@@ -200,8 +205,8 @@ NAMED = (
     ),
     _p(
         "assigned-token",
-        ("token", "credential", "sas", "sessionid", "csrf", "x-"),
-        rf"(?P<keep>{_TOKEN_NAME}{_SEPARATOR}){_EMPTY_VALUE}"
+        ("token", "credential", "sas", "session", "csrf", "x-", "pass", "pwd", "key_id", "key-id"),
+        rf"(?P<keep>{_TOKEN_NAME}{_SEPARATOR}){_EMPTY_VALUE}(?![./~])"
         rf"""(?:\\{{1,8}}["'][^"'\\\s]{{6,}}+|"[^"\s<>]{{6,}}+"|'[^'\s<>]{{6,}}+'|{_OPAQUE})""",
         _I,
     ),
@@ -217,6 +222,24 @@ NAMED = (
         ("_secret", "_token", "_password", "_passwd", "_key"),
         rf"(?P<keep>(?<![A-Za-z0-9_])[A-Z][A-Z0-9_]{{0,80}}_(?:SECRET|TOKEN{_NOT_A_CREDENTIAL.upper()}|PASSWORD|PASSWD|KEY)"
         rf"{_SEPARATOR}){_EMPTY_VALUE}(?:{_ESCAPED_QUOTED}|{_QUOTED}|[^\s\"',}}]++)",
+    ),
+    _p(
+        "worded",
+        ("token", "secret", "key", "pass"),
+        rf"(?P<keep>(?:{_NAME}|token|password)(?:[ \t]{{1,4}}(?:is|was|provided|value|given))?:?[ \t]{{1,8}}[\"']?){_MIXED}",
+        _I,
+    ),
+    _p("xml", ("</",), rf"(?P<keep><[\w.:-]{{0,64}}?(?:{_NAME}|token)>)[^<\n]++(?=</)", _I),
+    _p(
+        "short-option",
+        ("docker", "podman", "sshpass", "mysql"),
+        r"(?P<keep>\b(?:docker|podman|sshpass|mysql|mysqldump|mysqladmin)\b[^\n]{0,256}?\s-p[ \t]?)[^\s-]\S*+",
+    ),
+    _p(
+        "user-at-host",
+        ("@",),
+        r"(?<![A-Za-z0-9._/:@-])(?P<keep>[A-Za-z0-9._-]{1,64}+:)(?=[^\s@/]{0,120}?[0-9])(?=[^\s@/]{0,120}?[A-Za-z])"
+        r"[^\s@/:\"']{6,128}+(?P<tail>@)(?!sha)(?=[A-Za-z0-9])",
     ),
     _p("docker-auth", ('"auth"',), r"""(?P<keep>"auth"\s{0,4}:\s{0,4}")[A-Za-z0-9+/=]{8,}+"""),
     _p(
