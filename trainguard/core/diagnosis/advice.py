@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from trainguard.core.diagnosis.candidate import Candidate
 from trainguard.core.diagnosis.scan import Scanned
+from trainguard.core.diagnosis.steps import points
 from trainguard.core.diagnosis.text import clean, head
 from trainguard.core.evidence import EvidenceKind
 
@@ -19,12 +20,17 @@ _ENOUGH = 0.75
 
 
 def ends_badly(scanned: Sequence[Scanned]) -> bool:
-    """Whether the last lines of a stream hold words of a crash that no rule knows."""
-    return any(
-        _BAD_END.search(head(clean(raw)).body) is not None
-        for one in scanned
-        for raw in one.tail[-8192:].split(b"\n")[-60:]
-    )
+    """Whether words of a crash that no rule knows stand after the last progress of a stream."""
+    return any(_ends_badly(one) for one in scanned)
+
+
+def _ends_badly(one: Scanned) -> bool:
+    for raw in reversed(one.tail[-8192:].split(b"\n")[-60:]):
+        if points(raw, 1):
+            return False
+        if _BAD_END.search(head(clean(raw)).body) is not None:
+            return True
+    return False
 
 
 def look_next(root: Candidate | None, confidence: float, scanned: Sequence[Scanned]) -> tuple[str, ...]:

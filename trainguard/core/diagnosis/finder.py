@@ -154,7 +154,7 @@ class PythonFinder:
         while (match := search(lower, position)) is not None:
             start = match.start()
             position = start + 1
-            for length in range(_SHORTEST, _HEAD + 1):
+            for length in range(_SHORTEST, min(_HEAD, len(lower) - start) + 1):
                 for index in self._heads.get(lower[start : start + length], ()):
                     if self._is_at(lower, start, index):
                         hits.append((start + len(self._literals[index]), index))

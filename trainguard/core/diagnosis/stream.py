@@ -12,7 +12,7 @@ from trainguard.core.observation import LogSource
 
 CHUNK = 1 << 18
 """Bytes looked at together: they fit into a core's cache."""
-LINE_LIMIT = 1 << 14
+LINE_LIMIT = 1 << 12
 """Bytes of a line that are looked at around a hit."""
 OVERLAP = 1 << 12
 """Bytes of a cut line that are looked at twice, so that a cut hides nothing short."""

@@ -94,10 +94,10 @@ _PREFIXES = tuple(
         r"\[(?:PG |PG ID )?(?:ID )?\d+[^\]]{0,80}[Rr]ank (?P<rank>\d{1,6})\]\s?",
         r"\d\d:\d\d:\d\d(?:[.,]\d+)?(?: -)?\s",
         # levels and logger names
-        r"[\[(<]?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL)[\])>]?(?::[\w.]{1,80}:(?:\d+:)?|\s?[|:-]|\])\s?",
+        r"[\[(<]?(?:DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL)[\])>]?(?::[\w.]{1,80}:(?:\d+:)?|\s?[|:-]|\]|\s(?=\S))\s?",
         r"\[[A-Za-z_][\w.]{2,80}(?::\d+)?(?::[\w<>.]+)?\](?=\[| -)(?: - )?",
         # pdsh, deepspeed: `worker-3: text`
-        r"(?P<node>(?:[a-z]+[a-z0-9-]*-?\d+(?:[.-][a-z0-9-]+)*)): (?=\S)",
+        r"(?P<node>[a-z][a-z0-9.-]{0,61}\d[a-z0-9.-]{0,20}): (?=\S)",
     )
 )
 _MAX_PREFIXES = 8
