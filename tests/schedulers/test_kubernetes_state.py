@@ -342,7 +342,7 @@ def test_an_operators_job_that(
     native: str,
     underway: bool,
 ) -> None:
-    status = {"conditions": conditions, **({"replicaStatuses": replicas} if replicas else {})}
+    status: Object = {"conditions": conditions, **({"replicaStatuses": replicas} if replicas else {})}
     told = read(thing(kind, **status), *pods)
     assert (told.liveness, told.native, told.restart_underway) == (liveness, native, underway)
 

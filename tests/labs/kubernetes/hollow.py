@@ -126,6 +126,14 @@ class Cluster:
         task.add_done_callback(self.tasks.discard)
 
     async def call(self, method: str, path: str, body: Object | None = None, patch: str = "merge") -> Object:
+        """Ask the API server, again and again while it is away: tests kill it."""
+        while True:
+            try:
+                return await self.ask(method, path, body, patch)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                await asyncio.sleep(0.3)
+
+    async def ask(self, method: str, path: str, body: Object | None, patch: str) -> Object:
         kind = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
         url = f"{self.server}{path}"
         async with self.http.request(
