@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from prefect import task
@@ -10,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from trainguard.core.errors import LedgerUnavailableError, SchedulerError
 from trainguard.core.health import assess
 from trainguard.core.observation import Observation
-from trainguard.core.progress import read_progress, restarted
+from trainguard.core.progress import Reading, read_progress, restarted
 from trainguard.core.signal import Signal
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.duty import remember_later
@@ -19,7 +20,7 @@ from trainguard.tasks.report import line_of, show_guard_page
 logger = logging.getLogger(__name__)
 status_lines = logging.getLogger("trainguard.status")
 
-LOG_BYTES_A_LOOK = 4_000_000
+LOG_BYTES_A_LOOK = 1_000_000
 LOG_SECONDS = 10.0
 """A log is read this often between checks: what a scheduler can't see (a NaN) is seen in it."""
 
@@ -91,14 +92,20 @@ async def read_new_log(context: GuardContext) -> None:
             batch = await context.scheduler.logs(context.job, context.cursor, left)
             for chunk in batch.chunks:
                 left -= len(chunk.text)
-                context.reading = read_progress(
-                    chunk.text, context.reading, now, context.job.watching.progress_pattern
-                )
+                context.reading = await _read(context, chunk.text, now)
             context.cursor = batch.cursor
             if not batch.more:
                 return
     except SchedulerError as problem:
         logger.info("the log of %s can't be read now: %s", context.job.name, problem)
+
+
+async def _read(context: GuardContext, text: str, now: float) -> Reading:
+    """Fold text into the reading; much of it off the event loop, so that other guards are not held up."""
+    pattern = context.job.watching.progress_pattern
+    if len(text) < 50_000:
+        return read_progress(text, context.reading, now, pattern)
+    return await asyncio.to_thread(read_progress, text, context.reading, now, pattern)
 
 
 async def record(context: GuardContext) -> None:

@@ -6,6 +6,7 @@ import re
 
 from trainguard.core.decision import ApprovalRequest
 from trainguard.core.incident import Incident
+from trainguard.core.plot import progress_plot
 from trainguard.core.report import (
     GuardView,
     approval_page,
@@ -47,6 +48,7 @@ async def show_guard_page(context: GuardContext) -> None:
         line=line_of(context),
         reading=context.reading,
         incidents=tuple(incidents),
+        plot=progress_plot(context.reading, incidents),
     )
     key = f"guard-{slug(context.job.name)}"
     context.pages["guard"] = await show_page(

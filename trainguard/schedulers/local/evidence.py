@@ -18,7 +18,9 @@ LOG_BYTES = 4_000_000
 EARLIER_BYTES = 256_000
 KILLED = re.compile(r"Killed process (\d+)|oom_reaper: reaped process (\d+)|oom-kill:.*\bpid=(\d+)")
 
-OOM_REPORT = re.compile(r"invoked oom-killer|oom_reaper|oom-kill|oom_kill|[Oo]ut of memory|Memory cgroup")
+REPORT = re.compile(r"invoked oom-killer|oom-kill:")
+REPORT_LINES = 2000
+"""A report that names nobody within so many lines is kept whole."""
 
 
 def collect(job: Job) -> list[Evidence]:
@@ -118,25 +120,26 @@ def _kernel(state: dict[str, Any]) -> list[Evidence]:
 
 
 def without_strangers(text: str, ours: set[int]) -> str:
-    """Leave out the out-of-memory reports of other jobs' processes: on a shared machine they prove nothing.
+    """Leave out the kernel's out-of-memory reports about other jobs' processes: here they prove nothing.
 
-    A report is many lines of which only some name a process: where none of ours was killed, all go.
+    A report runs from the line that invokes the killer to the one that names whom it killed.
     """
-    lines = text.splitlines()
-    killed = {int(next(filter(None, match.groups()))) for line in lines if (match := KILLED.search(line))}
-    strange = killed - ours
-    if not strange:
-        return text
-    kept = [line for line in lines if not _of_strangers(line, strange, none_of_ours=not killed & ours)]
-    kept.append(f"[trainguard] {len(lines) - len(kept)} lines about other jobs' processes left out")
+    kept: list[str] = []
+    report: list[str] = []
+    left_out = 0
+    for line in text.splitlines():
+        report.append(line)
+        match = KILLED.search(line)
+        if match is None and (REPORT.search(line) or len(report) > 1) and len(report) < REPORT_LINES:
+            continue
+        strange = match is not None and int(next(filter(None, match.groups()))) not in ours
+        left_out += len(report) if strange else 0
+        kept += [] if strange else report
+        report = []
+    kept += report
+    if left_out:
+        kept.append(f"[trainguard] {left_out} lines about other jobs' processes left out")
     return "\n".join(kept)
-
-
-def _of_strangers(line: str, strange: set[int], *, none_of_ours: bool) -> bool:
-    match = KILLED.search(line)
-    if match:
-        return int(next(filter(None, match.groups()))) in strange
-    return none_of_ours and OOM_REPORT.search(line) is not None
 
 
 def _said(name: str, kind: EvidenceKind, text: str) -> Evidence:
