@@ -51,6 +51,20 @@ def test_stop_is_gentle_first_and_durable(job: Supervised) -> None:
     assert job.view()["status"] == "stopped"
 
 
+def test_a_command_that_finished_before_the_restart_came_is_not_started_again(job: Supervised) -> None:
+    job.start_python("import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)")
+    state = job.view()
+    os.kill(state["supervisor"]["pid"], signal.SIGSTOP)
+    (job.home / "go").touch()
+    until(lambda: job.attempt().read("exit"), "it finishes")
+    supervisor.send(job.state, {"fence": "f1", "do": "restart", "token": state["token"]})
+    os.kill(state["supervisor"]["pid"], signal.SIGCONT)
+    until(lambda: (supervisor.result_of(job.state, "f1") or {}).get("status") == "refused", "the refusal")
+    assert job.until_status("done")["attempt"] == 1
+    assert job.tell("stop")["detail"] == "it was done already"
+    assert job.view()["status"] == "done"
+
+
 def test_what_will_not_end_is_killed_with_all_its_children(job: Supervised) -> None:
     job.start_python(STUBBORN, {"stop_seconds": 0.5})
     until(lambda: job.lines("child") and "step 1" in job.log(), "it runs")

@@ -80,6 +80,21 @@ def test_a_limit_covers_the_whole_process_tree(job: Supervised) -> None:
     until(lambda: not job.attempt().processes(), "nothing is left")
 
 
+def test_memory_that_forked_workers_share_is_counted_once(job: Supervised) -> None:
+    job.start_python(
+        "import os, time\n"
+        "shared = bytearray(os.urandom(1) * (60 << 20))\n"
+        "for _ in range(5):\n"
+        "    if os.fork() == 0:\n"
+        "        time.sleep(600)\n"
+        "time.sleep(1.5)\n"
+        "print('still here', flush=True)\n",
+        {"memory": {"limit": "150MiB", "method": "watchdog"}, "leftover_seconds": 0.1},
+    )
+    assert job.until_status("failed", "done")["status"] == "done"
+    assert "still here" in job.log()
+
+
 def test_more_memory_is_refused_where_there_is_no_limit(job: Supervised) -> None:
     job.start(sys.executable, "-c", "raise SystemExit(1)")
     job.until_status("failed")

@@ -273,6 +273,15 @@ def tree_usage(pids: Iterable[int]) -> tuple[float, int]:
     return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def proportional_memory(pid: int) -> int:
+    """Give a process's share of memory in bytes: pages that several processes map count in parts."""
+    try:
+        match = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return int(match.group(1)) * 1024 if match else tree_usage([pid])[1]
+
+
 def tail_of(path: Path, size: int) -> bytes:
     """Read at most `size` bytes before a file's end; nothing where it can't be read."""
     try:
@@ -911,6 +920,7 @@ class Shim:
         self.limit: CgroupLimit | None = None
         self.watchdog = 0
         self.over_limit = 0
+        self.weigh_at = 0.0
         self.outer_kills: int | None = None
         self.pid = 0
         self.child = True
@@ -1071,15 +1081,22 @@ class Shim:
                 found = status
 
     def _watch_memory(self) -> None:
-        """Without a control group: kill the tree once it holds more than its limit, as Slurm does."""
-        if not self.watchdog or self.over_limit:
+        """Without a control group: kill the tree once it holds more than its limit, as Slurm does.
+
+        Resident memory counts what forked workers share once for each of them. So before anything is killed
+        the shares are counted, which costs the command time: at most once a second.
+        """
+        if not self.watchdog or self.over_limit or time.monotonic() < self.weigh_at:
             return
         tree = self._tree()
-        used = tree_usage(tree)[1]
+        if tree_usage(tree)[1] <= self.watchdog:
+            return
+        used = sum(proportional_memory(pid) for pid in tree)
+        self.weigh_at = time.monotonic() + 1.0
         if used > self.watchdog:
             self.over_limit = used
             self._say(
-                f"memory: {used} bytes resident in {len(tree)} processes exceed the limit of {self.watchdog}: "
+                f"memory: {used} bytes in {len(tree)} processes exceed the limit of {self.watchdog}: "
                 f"killed with SIGKILL"
             )
             signal_all(tree, signal.SIGKILL)
@@ -1918,6 +1935,7 @@ class Supervisor:
             try:
                 command = self._read_command(path, fence)
                 if answer is None:
+                    self._look()  # what happened before the command came, comes before it
                     answer = {"fence": fence, "status": "accepted", "do": command["do"], "at": time.time()}
                     answer.update(self._accept(command))
                     write_json(answer_path, answer)
@@ -2001,6 +2019,8 @@ class Supervisor:
         if do == "start":
             return self._do_start(answer)
         if do == "stop":
+            if self.state["status"] == "done":
+                return {"detail": "it was done already"}
             left = self._stop(
                 str(command.get("reason") or "asked to stop"), str(command.get("by") or "owner")
             )
@@ -2049,22 +2069,21 @@ class Supervisor:
         return self._new_attempt()
 
     def _end_for_restart(self, old: Attempt, answer: Json) -> None:
-        if old.processes():
-            silent = self._is_silent()
-            if not answer.get("killing"):
+        """End what still runs of the old attempt, unless it has just finished by itself. Raises Refusal."""
+        if not answer.get("killing"):
+            if old.processes():
                 save_evidence(old, self.folder / "evidence" / answer["fence"])
-                failpoint("evidence-saved")
-                ended = old.read("exit")
-                if ended is not None and ended["exit_code"] == 0:
-                    raise Refusal("the command has just finished by itself")
-                answer["killing"] = True
-                write_json(self.folder / "results" / f"{answer['fence']}.json", answer)
+            failpoint("evidence-saved")
+            if (old.read("exit") or {}).get("exit_code") == 0:
+                raise Refusal("the command has just finished by itself")
+            answer["killing"] = True
+            write_json(self.folder / "results" / f"{answer['fence']}.json", answer)
+        if old.processes():
             old.write("replaced", {"fence": answer["fence"], "at": time.time()})
+            silent = self._is_silent()
             left = kill_attempt(old, self.config["stop_seconds"], silent and self.config["faulthandler"])
             if left:
-                raise Refusal(
-                    f"processes {sorted(left)} of attempt {old.number} can't be killed: no second one started"
-                )
+                raise Refusal(f"processes {sorted(left)} of attempt {old.number} can't be killed")
         deadline = time.monotonic() + 5
         while old.read("exit") is None and old.shim_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
