@@ -117,7 +117,7 @@ def _with_context(scores: dict[int, float], lines: list[str]) -> dict[int, float
 
 
 def _shown(number: int, item: Evidence, index: int, line: str, masker: Masker) -> ShownLine:
-    text = clean(line.rstrip())
+    text = clean(line.rstrip()).replace("\n", "\\r")  # a carriage return must not begin a line of its own
     text = text if len(text) <= LINE_LIMIT else f"{text[:LINE_LIMIT]}…"
     at = None if item.first_line is None else item.first_line + index
     return ShownLine(
