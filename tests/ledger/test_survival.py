@@ -245,6 +245,18 @@ async def test_a_write_begun_is_finished_though_its_caller_is_cancelled(
     assert await sqlite.health(KEY) == "whole"
 
 
+async def test_a_server_that_went_silent_is_unavailable_in_time() -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    with pytest.raises(LedgerUnavailableError):
+        await asyncio.wait_for(Ledger.open(f"postgresql://u:p@127.0.0.1:{port}/x", patience=0.5), 20)
+    silent.close()
+
+
 async def test_hundreds_of_guards_share_one_ledger(ledger: Ledger) -> None:
     async def guard(number: int) -> None:
         key = f"local/here/{number}"

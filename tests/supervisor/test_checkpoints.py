@@ -256,6 +256,16 @@ def test_a_torch_archive_must_hold_all_that_its_pickle_names(
     assert problem in found.problem
 
 
+@pytest.mark.parametrize(
+    "name", ["torch/step_10.pt", "torch/legacy_step_10.pt", "safetensors/step_10.safetensors"]
+)
+def test_what_is_longer_than_it_says_is_bad(tmp_path: Path, name: str) -> None:
+    path = real(name, tmp_path)
+    with path.open("ab") as file:
+        file.write(bytes(64))
+    assert only(tmp_path).good is False
+
+
 def test_an_archive_inside_an_archive_does_not_pass_for_it(tmp_path: Path) -> None:
     inner = (REAL / "torch/step_10.pt").read_bytes()
     (tmp_path / "step_10.pt").write_bytes(b"PK\x03\x04" + bytes(60) + inner)

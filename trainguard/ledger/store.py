@@ -30,7 +30,11 @@ Work = Callable[[AsyncConnection], Awaitable[T]]
 
 _BUSY_MS = 1000
 """How long SQLite itself waits for a lock, in its own thread; then we wait, without one."""
-_READERS = 4
+_CONNECTIONS = 5
+_MORE = 10
+"""Connections beyond those while many guards write at once; closed again afterwards."""
+_QUEUE = 60.0
+"""Seconds to wait for the guards of this process that came first. They move on, or fail for their own reasons."""
 _WRITES = "tg_writes"
 
 
@@ -95,7 +99,7 @@ class Store:
         if self.location.path is None:
             return await self._transaction(work, writes=True)
         try:
-            await asyncio.wait_for(self._writer.acquire(), self._patience)
+            await asyncio.wait_for(self._writer.acquire(), _QUEUE)
         except TimeoutError as error:
             raise LedgerUnavailableError(f"{self.location} is busy") from error
         try:
@@ -120,7 +124,7 @@ class Store:
             await connection.execution_options(**{_WRITES: writes})
             try:
                 yield connection
-            except DBAPIError:
+            except (DBAPIError, OSError):
                 # After a full disk or a lost server the connection's own state is not to be trusted.
                 if not connection.invalidated:
                     await connection.invalidate()
@@ -205,13 +209,12 @@ async def _finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _engine(location: Location, patience: float) -> AsyncEngine:
+    pool = {"pool_size": _CONNECTIONS, "max_overflow": _MORE, "pool_timeout": _QUEUE}
     if location.path is None:
-        return create_async_engine(
-            location.url, pool_size=_READERS, max_overflow=_READERS, pool_pre_ping=True, pool_timeout=patience
-        )
-    engine = create_async_engine(
-        location.url, pool_size=_READERS + 1, max_overflow=_READERS, pool_timeout=patience
-    )
+        # Without a limit a server that went silent would be waited for until TCP gives up.
+        limits = {"timeout": patience, "command_timeout": patience}
+        return create_async_engine(location.url, pool_pre_ping=True, connect_args=limits, **pool)
+    engine = create_async_engine(location.url, **pool)
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
