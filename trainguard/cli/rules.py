@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trainguard.cli.diagnose import expand, stream_of
+from trainguard.cli.rules_docs import docs
 from trainguard.core.diagnosis import Catalogue, Examination, Rule
 from trainguard.core.diagnosis.lint import problems
 from trainguard.core.errors import UserError
@@ -88,6 +89,9 @@ def lint(rules: Extra = None) -> None:
     typer.echo(f"{len(catalogue)} rules, {len(found)} problems")
     if found:
         raise typer.Exit(1)
+
+
+rules_app.command("docs")(docs)
 
 
 def _find(catalogue: Catalogue, rule_id: str) -> Rule:

@@ -13,7 +13,7 @@ from trainguard.core.evidence import EvidenceKind
 
 _BAD_END = re.compile(
     r"^(?:Traceback \(most recent call last\)|[\w.]*(?:Error|Exception)\b: |Fatal |FATAL|Segmentation fault|Killed\b|"
-    r"terminate called|\*\*\* SIG|Aborted|Bus error)|core dumped|exit(?:ed with)? (?:code|status):? ?-?[1-9]"
+    r"terminate called|E\d{3,4} \d\d:|\*\*\* SIG|Aborted|Bus error)|core dumped|\baborted\b|exit(?:ed with)? (?:code|status):? ?-?[1-9]"
 )
 _ENOUGH = 0.75
 """From this confidence on nothing more is asked for."""
@@ -28,7 +28,8 @@ def _ends_badly(one: Scanned) -> bool:
     for raw in reversed(one.tail[-8192:].split(b"\n")[-60:]):
         if points(raw, 1):
             return False
-        if _BAD_END.search(head(clean(raw)).body) is not None:
+        text = clean(raw)
+        if _BAD_END.search(head(text).body) or _BAD_END.match(text):
             return True
     return False
 

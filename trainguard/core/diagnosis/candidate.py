@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,11 +53,18 @@ class Candidate:
         return bool(self.hits) and all(_hearsay(hit) for hit in self.hits)
 
 
+_JOBS_WORDS = frozenset({EvidenceKind.LOG, EvidenceKind.STACKS})
+"""What the job itself can write."""
+_KERNEL_WORDS = re.compile(
+    r"NVRM: |\bSXid\b|\bEDAC\b|Kernel panic|Machine check|\bmce: |oom-kill:|oom-killer: |ut of memory: Kill|"
+    r"oom_reaper|Hardware Error\]|mlx5_core |nvidia-nvswitch|I/O error, dev |EXT4-fs error|LustreError"
+)
+
+
 def _hearsay(hit: Hit) -> bool:
-    return (hit.kernel or "NVRM:" in hit.text) and hit.rule.scope == "node" and _KIND[hit.stream_kind]
-
-
-_KIND = {kind: kind in (EvidenceKind.LOG, EvidenceKind.STACKS) for kind in EvidenceKind}
+    if hit.stream_kind not in _JOBS_WORDS:
+        return False
+    return hit.kernel or _KERNEL_WORDS.search(hit.text) is not None
 
 
 def gather(

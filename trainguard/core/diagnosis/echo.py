@@ -17,7 +17,7 @@ class Echo(StrEnum):
     ADVICE = "advice"
 
 
-_FRAME = re.compile(r'\s*(?:File "[^"\n]+", line \d+|File [^\s:]+:\d+, in )')
+_FRAME = re.compile(r'\s*(?:File "[^"\n]+", line \d+(?:, in |$)|File [^\s:]+:\d+, in )')
 _EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning)\b")
 _SOURCE = re.compile(
     r"\s*(?:-{2,}>\s*)?(?:\d{1,6}\s{1,8})?(?:"
@@ -41,15 +41,19 @@ _ARGUMENTS = re.compile(
     r"|\s+[a-z][a-z0-9_]* \.{3,}\s"
 )
 _KEYED = re.compile(
-    r"[\s{,\[(-]*[\"']?(?P<key>[A-Za-z_][\w.\- ]{0,60}?)[\"']?\s?[:=]\s?(?P<value>[\"'\[{].*|.*[\"']\s*[,}\]]?)$"
+    r"[\s{,\[(-]*[\"']?(?P<key>[A-Za-z_][\w.\- ]{0,60}?)[\"']?\s?[:=]\s?(?P<value>[\"'\[{].*)$"
 )
+_PROGRAM = re.compile(
+    r".*\.(?:sh|py|c|cc|cpp|cu|go|rs|pl|so)$|(?:bash|sh|mkdir|ls|cp|mv|rm|tar|git|cat|python3?|srun|sbatch)$"
+)
+"""Keys that are the name of who speaks."""
 _PATTERN_KEY = re.compile(
     r"(?i)[\"']?\b[\w-]*(?:pattern|regexp?|match(?:es)?|grep|retry_on|restart_on|ignore|alert_on|"
     r"on_(?:error|failure|match|log)|description|help|hint|example|rules?|policy|policies|keywords?)[\"']?\s?[:=]\s?\S"
 )
 _SPEAKING = re.compile(
     r"(?i)(?:.*\b|.*_)(?:message|msg|error|err|reason|exception|exc|status|state|details?|stderr|stdout|"
-    r"log|event|cause|what|caused by|failure|output|line|text|tail|traceback|title|warning|fatal|rootcause)s?$"
+    r"log|event|cause|what|caused by|failure|output|line|text|tail|traceback|title|warning|fatal|rootcause|type|action|notice)s?$"
 )
 _HEDGE = re.compile(
     r"(?i)\b(?:(?:might|may|could|can|would) (?:also )?(?:be (?:caused by|due to|because|a sign|related)|mean|indicate|"
@@ -94,9 +98,16 @@ def _configured(body: str, start: int) -> bool:
     keyed = _KEYED.match(body)
     if keyed is None or keyed.start("value") > start:
         return False
-    return _SPEAKING.match(keyed["key"].strip()) is None
+    key = keyed["key"].strip()
+    return _SPEAKING.match(key) is None and _PROGRAM.match(key) is None
 
 
 def _new_sentence(body: str, hedge_end: int, start: int) -> bool:
     """Whether the hedge's sentence has ended before the match."""
-    return re.search(r"[.!?;]\s", body[hedge_end:start]) is not None
+    between = body[hedge_end:start]
+    quoted = between.count('"') % 2 or len(_QUOTE.findall(between)) % 2
+    return not quoted and re.search(r"[.!?;]\s", between) is not None
+
+
+_QUOTE = re.compile(r"(?<!\w)'|'(?!\w)")
+"""A single quote that is no apostrophe."""

@@ -221,15 +221,17 @@ _MEMO = 4096
 
 
 def _explained(matches: list[Match]) -> list[Match]:
-    """Without what healthy rules explain."""
-    healthy = [match for match in matches if match.rule.healthy and match.echo is None]
+    """Without what healthy rules explain, and without weak rules where a better one fits the line."""
+    healthy = [match for match in matches if match.rule.healthy]
     if any(match.rule.vetoes == "line" for match in healthy):
         return healthy
-    return healthy + [
+    faults = [
         match
         for match in matches
         if not match.rule.healthy and not any(h.start < match.end and match.start < h.end for h in healthy)
     ]
+    strong = [match for match in faults if not match.rule.weak]
+    return healthy + (strong or faults)
 
 
 def _holds(value: Value, found: re.Match[str]) -> bool:

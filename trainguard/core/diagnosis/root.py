@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -122,6 +123,20 @@ def _last_resort(
     return chosen, [c for c in aside if c not in chosen]
 
 
+_ENDS = {
+    FaultClass.TIME_LIMIT: re.compile(r"TIME|DEADLINE|LIMIT|CANCEL"),
+    FaultClass.PREEMPTION: re.compile(r"PREEMPT|EVICT|SPOT|INTERRUPT|CANCEL|TERM|STOP|SHUTDOWN|DISRUPT"),
+    FaultClass.NODE_FAILURE: re.compile(r"NODE|LOST|BOOT|UNREACH|UNKNOWN"),
+}
+"""Ends that a scheduler has a word for: what it would say."""
+
+
+def _ends_otherwise(fault: FaultClass, native: str) -> bool:
+    """Whether a log claims an end of which the scheduler itself says something else."""
+    words = _ENDS.get(fault)
+    return bool(native) and words is not None and words.search(native.upper()) is None
+
+
 def confidence(ranking: Ranking, observation: Observation | None) -> float:
     """How far the root can be trusted, 0 to 1."""
     root = ranking.root
@@ -147,6 +162,8 @@ def _joined(value: float, root: Candidate, observation: Observation) -> float:
         agrees = observation.oom_killed is (root.rule.fault is FaultClass.HOST_OOM)
         if observation.oom_killed or root.rule.fault is FaultClass.HOST_OOM:
             value = value + 0.05 if agrees else value * 0.7
+    if not root.fact and _ends_otherwise(root.rule.fault, observation.native):
+        value = min(value, 0.45)
     if root.rule.fault is FaultClass.NODE_FAILURE and observation.bad_nodes:
         value += 0.05
     return value

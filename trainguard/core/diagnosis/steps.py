@@ -17,14 +17,16 @@ _EPOCH_BATCH = re.compile(
     r"(?i)\bepoch\b[:\s]*\[?\s*(?P<epoch>\d{1,6})\]?(?:/\d{1,6})?[:\s,\]\[]*(?P<step>\d{1,9})\s*/\s*(?P<total>\d{1,9})"
 )
 _BAR = re.compile(
-    r"^(?P<label>[^|]{0,160})\|[^|]{0,300}\|?\s*(?P<step>\d{1,10})/(?P<total>\d{1,10}) \[[\d:]+<"
+    r"^(?P<label>.{0,160}?)\d{1,3}%\|[^|]{0,300}\|?\s*(?P<step>\d{1,10})/(?P<total>\d{1,10}) \[[\d:]+<"
 )
+_KERAS = re.compile(r"^\s*(?P<step>\d{1,9})/(?P<total>\d{1,9}) \[[=>.]")
 _CONSUMED = re.compile(
     r"(?i)['\"]?(?:consumed[ _](?:samples|tokens)|(?:num_)?(?:input_)?tokens(?:_seen)?)['\"]?\s*[:=]\s*(?P<step>\d{1,15})"
 )
 _LOGGED = re.compile(r"\{'loss': [\d.e-]+, .{0,300}'epoch': ")
 """One line of the Hugging Face trainer: its epoch is rounded, but each line is a step."""
 _EPOCH = re.compile(r"['\"]epoch['\"]:\s*(?P<epoch>\d+(?:\.\d+)?)")
+_TIME_OR_VERSION = re.compile(r"[.:]\d")
 _LOSS = re.compile(
     r"(?i)(?:^|[\s'\"_|,{(])(?:lm |train(?:ing)?[_ ])?loss['\"]?\s*[:=]?\s*(?P<loss>[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))\b"
 )
@@ -73,6 +75,7 @@ def _lines(data: bytes, first_line: int) -> Iterable[tuple[int, bytes]]:
 
 
 def _counted(text: str, line: int) -> tuple[str, float] | None:
+    """Which counter a line shows, and where it stands."""
     bar = _BAR.search(text) if "<" in text else None
     if bar is not None:
         if _NOT_TRAINING.search(bar["label"]):
@@ -82,17 +85,22 @@ def _counted(text: str, line: int) -> tuple[str, float] | None:
     if batch is not None:
         return "epoch", float(batch["epoch"]) * 1e9 + float(batch["step"])
     counter = _COUNTER.search(text)
-    if counter is not None and (counter.end("step") == len(text) or text[counter.end("step")] not in ".:"):
+    if counter is not None and not _TIME_OR_VERSION.match(text, counter.end("step")):
         return "step", float(counter["step"])
+    return _counted_otherwise(text, line)
+
+
+def _counted_otherwise(text: str, line: int) -> tuple[str, float] | None:
+    keras = _KERAS.match(text)
+    if keras is not None:
+        return "keras", float(keras["step"])
     consumed = _CONSUMED.search(text)
     if consumed is not None:
         return "consumed", float(consumed["step"])
     if _LOGGED.match(text):
         return "logged", float(line)
     epoch = _EPOCH.search(text)
-    if epoch is not None:
-        return "epochs", float(epoch["epoch"])
-    return None
+    return None if epoch is None else ("epochs", float(epoch["epoch"]))
 
 
 def _loss(text: str) -> float | None:

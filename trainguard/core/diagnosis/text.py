@@ -10,7 +10,7 @@ from enum import StrEnum
 ESCAPES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\)?|[@-Z\\-_])")
 """Terminal escapes: colours, cursor moves, titles, links."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_BAR = re.compile(r"^[^|]{0,120}\|[^|]{0,300}\|?\s*[\d.]+[kMG]?/[\d.]+[kMG]? \[[^\]]{0,120}\][ \t]*")
+_BAR = re.compile(r"^[^|'\"]{0,120}\|[^|]{0,300}\|?\s*[\d.]+[kMG]?/[\d.]+[kMG]? \[[^\]]{0,120}\][ \t]*")
 """A progress bar without its end of line, glued to the message that follows."""
 
 
