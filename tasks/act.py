@@ -10,11 +10,11 @@ from typing import TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from trainguard.core.action import Action, Fence, Outcome, OutcomeStatus
+from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.decision import Intent, Plan
 from trainguard.core.errors import AccessRefusedError, LedgerUnavailableError, RefusedError, UnreachableError
 from trainguard.core.incident import Incident
-from trainguard.core.planning import stale
+from trainguard.core.planning import finds_its_own_checkpoint, stale
 from trainguard.tasks.context import GuardContext, current_guard
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,8 @@ async def act_all(incident: Incident, plan: Plan) -> list[Outcome]:
     for number, step in enumerate(plan.steps):
         outcome = await act(incident, step.action, number)
         outcomes.append(outcome)
-        needed = step.action.kind.restarts or step.action.kind == "set_aside_checkpoint"
+        sets_aside = step.action.kind is ActionKind.SET_ASIDE_CHECKPOINT
+        needed = step.action.kind.restarts or (sets_aside and finds_its_own_checkpoint(current_guard().job))
         if needed and outcome.status is not OutcomeStatus.DONE:
             break
     return outcomes

@@ -28,6 +28,7 @@ from trainguard.core.report import IncidentFile, steps_lost
 from trainguard.core.verdict import FaultClass
 from trainguard.demo.scenario import SCENARIO, TORCH_SCENARIO, Scenario
 
+WIDE = 120
 POLICY = Policy(
     allow=(
         Allow(action=ActionKind.RESTART_WITH_MORE_MEMORY, faults=(FaultClass.HOST_OOM,)),
@@ -187,14 +188,14 @@ def _print_end(files: list[IncidentFile], outcome: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"incidents": rows, "outcome": outcome}))
         return
-    table = Table(
-        "what happened", "diagnosed as", "decided", "outcome", "steps lost", "detect", "restart", "verified"
-    )
+    table = Table("failure", "diagnosed as", "decided", "outcome", "lost", "seconds")
     for known, row in zip(files, rows, strict=True):
-        seconds = ("-" if s is None else f"{s} s" for s in row["seconds"].values())
-        lost = "-" if row["steps_lost"] is None else str(row["steps_lost"])
-        table.add_row(_what(known.incident), row["class"], row["decision"], row["outcome"], lost, *seconds)
-    Console().print(table)
+        seconds = " / ".join("-" if s is None else str(s) for s in row["seconds"].values())
+        lost = "-" if row["steps_lost"] is None else f"{row['steps_lost']} steps"
+        table.add_row(_what(known.incident), row["class"], row["decision"], row["outcome"], lost, seconds)
+    console = Console()
+    console.print(table, width=console.width if console.is_terminal else WIDE)
+    typer.echo("Seconds: from the failure to its detection / to the restart / to verified progress.")
     for known in files:
         if known.diagnosis is not None and known.diagnosis.code_location:
             typer.echo(

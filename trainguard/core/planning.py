@@ -54,6 +54,8 @@ def plan(situation: Situation) -> Plan:
     if chosen is None or chosen.verdict is Verdict.REFUSE:
         return Plan(incident=situation.incident.id, steps=tuple(restarts + others))
     needed = [_decide(situation, action) for action in _set_aside(situation)]
+    if not finds_its_own_checkpoint(situation.job):
+        needed = [step for step in needed if step.verdict is Verdict.RUN]
     companions = [step for step in others if step.verdict is Verdict.RUN or chosen.verdict is Verdict.ASK]
     companions = [step for step in companions if step.verdict is not Verdict.REFUSE]
     return Plan(incident=situation.incident.id, steps=(*needed, *companions, chosen))
@@ -94,7 +96,9 @@ def _best(steps: list[Decision]) -> Decision | None:
 
 
 def _candidates(situation: Situation) -> list[Action]:
-    kinds = [kind for kind in situation.diagnosis.actions if not kind.advice]
+    # Bad checkpoints are set aside wherever there are any, whatever the ladder says: see `_set_aside`.
+    ladder = situation.diagnosis.actions
+    kinds = [kind for kind in ladder if not kind.advice and kind is not ActionKind.SET_ASIDE_CHECKPOINT]
     actions = [_fill(situation, kind) for kind in kinds]
     return [action for action in actions if action is not None]
 
@@ -156,9 +160,9 @@ def _more_time(situation: Situation) -> float | None:
 
 
 def _set_aside(situation: Situation) -> list[Action]:
-    """Bad checkpoints that a training which looks for the newest itself would trip over."""
-    spec, incarnation = situation.job.checkpoints, situation.incident.incarnation
-    if spec is None or incarnation is None or spec.resume.by is not ResumeBy.NOTHING:
+    """Bad checkpoints newer than the one to resume from: a training may trip over them."""
+    incarnation = situation.incident.incarnation
+    if incarnation is None:
         return []
     chosen = newest_good(situation.checkpoints)
     return [
@@ -171,6 +175,11 @@ def _set_aside(situation: Situation) -> list[Action]:
         )
         for bad in bad_after(situation.checkpoints, chosen)
     ]
+
+
+def finds_its_own_checkpoint(job: Job) -> bool:
+    """Whether a bad newest checkpoint must be out of the way before a restart."""
+    return job.checkpoints is not None and job.checkpoints.resume.by is ResumeBy.NOTHING
 
 
 def _decide(situation: Situation, action: Action) -> Decision:
