@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from tests.schedulers.local_lab import LocalLab
 from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
-from trainguard.core.errors import ConfigError, RefusedError
+from trainguard.core.errors import AccessRefusedError, ConfigError, RefusedError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
 from trainguard.core.observation import Liveness, Observation
@@ -63,6 +65,24 @@ class TestWhatIsRead:
         seen = (await lab.scheduler.observe([job]))[job.ref]
         assert seen.liveness is Liveness.UNKNOWN
         assert "state.json" in seen.reason
+
+    async def test_a_folder_that_may_not_be_read_is_unknown_and_says_who_should(self, lab: LocalLab) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            ref = JobRef(scheduler="local", cluster="here", id=name)
+            job = Job(ref=ref, name="closed")
+            Path(name).chmod(0)
+            root = os.geteuid() == 0
+            os.seteuid(65534 if root else os.geteuid())
+            try:
+                seen = (await lab.scheduler.observe([job]))[ref]
+                with pytest.raises(AccessRefusedError) as raised:
+                    await lab.scheduler.logs(job)
+            finally:
+                os.seteuid(0 if root else os.geteuid())
+                Path(name).chmod(0o700)
+        assert seen.liveness is Liveness.UNKNOWN
+        assert "Permission denied" in seen.reason
+        assert "as the user who runs the job" in raised.value.remedy
 
     async def test_a_garbage_state_is_mended_by_the_restart_that_is_asked_for(self, lab: LocalLab) -> None:
         job = await lab.start(Workload.HEALTHY)
