@@ -181,6 +181,7 @@ async def test_a_job_that_will_not_move_is_stuck_with_its_reason(cluster: Cluste
     cluster.made.append(scheduler)
     folder = cluster.job_folder()
     gone = cluster.submit(folder, BASH + "exit 1\n", "-w", cluster.node(1))
+    cluster.submit(folder, BASH + "sleep 300\n", "-w", cluster.node(1))
     cluster.fault("prolog-fail", 4)
     cluster.fault("epilog-sleep", 2, "8")
     cluster.run("scontrol", "update", f"nodename={cluster.node(3)}", "state=drain", "reason=lab", user="root")
@@ -189,7 +190,7 @@ async def test_a_job_that_will_not_move_is_stuck_with_its_reason(cluster: Cluste
         "depend": cluster.job(cluster.submit(folder, BASH + "sleep 9\n", f"--dependency=afterok:{gone}")),
         "drained": cluster.job(cluster.submit(folder, BASH + "sleep 9\n", "-w", cluster.node(3))),
         "longer than its deadline": cluster.job(
-            cluster.submit(folder, BASH + "sleep 9\n", "--begin=now+1", "-w", cluster.node(3), "-n", "4"),
+            cluster.submit(folder, BASH + "sleep 9\n", "-w", cluster.node(1), "--exclusive"),
             watching={"pending_deadline": 3},
         ),
         "completing": cluster.job(cluster.submit(folder, BASH + "exit 3\n", "-w", cluster.node(2))),
@@ -263,8 +264,8 @@ async def test_a_forgotten_job_is_told_by_accounting_or_by_memory_and_else_not_g
 async def _forgotten(cluster: Cluster) -> None:
     scheduler = cluster.scheduler()
     folder = cluster.job_folder()
-    again = "scontrol requeue $SLURM_JOB_ID; sleep 60\n"
-    job = cluster.job(cluster.submit(folder, BASH + f'[ "$SLURM_RESTART_COUNT" ] || {again}exit 3\n'))
+    again = "{ scontrol requeue $SLURM_JOB_ID; sleep 60; }"
+    job = cluster.job(cluster.submit(folder, BASH + f'[ "$SLURM_RESTART_COUNT" ] || {again}\nexit 3\n'))
     unseen = cluster.job(cluster.submit(folder, BASH + "sleep 3\nexit 3\n"))
     await until_seen(scheduler, unseen, is_(Liveness.RUNNING), "is known")
     seen = await until_seen(scheduler, job, is_(Liveness.FAILED), "has failed")

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from trainguard.core.action import Access, Action, ActionKind, Fence, Outcome
+from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.errors import AccessRefusedError, ConfigError, NotFoundError, UnreachableError
 from trainguard.core.evidence import Evidence
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, LogBatch, LogSource, Observation
 from trainguard.schedulers.base import Scheduler
+from trainguard.schedulers.slurm import remote_checkpoints
 from trainguard.schedulers.slurm.acting import SUPPORTED, Actor
 from trainguard.schedulers.slurm.client import Shell, SlurmClient, check, squeue
 from trainguard.schedulers.slurm.detail import controller_details, outputs
@@ -135,6 +137,16 @@ class SlurmScheduler(Scheduler):
         (answer,) = await self._client.run([squeue(mark, *chosen, fields=fields)])
         check(answer, f"listing the jobs of {selector!r}")
         return matches(rows(answer.text, fields, mark), self.cluster)
+
+    async def checkpoints(self, job: Job) -> tuple[Checkpoint, ...] | None:
+        """Look at the job's checkpoints from the login node; needs a python3 there."""
+        self._usable()
+        if job.checkpoints is None:
+            return None
+        _, _, seen = await self._observer.current(job)
+        return await remote_checkpoints.look(
+            self._client, job.checkpoints, writing=not seen.liveness.terminal
+        )
 
     async def close(self) -> None:
         """Close the connection."""

@@ -41,7 +41,7 @@ async def partition_of(client: SlurmClient, detail: Detail) -> Partition:
     shown, listed = await client.run(
         [
             slurm("scontrol", "show", "partition", name),
-            slurm("sinfo", "--local", "--all", "-h", "-N", f"--partition={name}", f"--Format={parse.squeue_format(_FIELDS, mark)}"),
+            slurm("sinfo", "--local", "-h", "-N", f"--partition={name}", f"--Format={parse.squeue_format(_FIELDS, mark)}"),
         ]
     )  # fmt: skip
     check(shown, f"partition {name}")

@@ -65,7 +65,7 @@ def squeue(mark: str, *selection: str, fields: Sequence[str] = parse.SQUEUE_FIEL
 def sacct(*selection: str) -> Command:
     """Ask accounting, 1 to 5 s behind; right only for jobs that the controller no longer knows."""
     return slurm(
-        "sacct", "--allocations", "--noheader", "--parsable2", f"--delimiter={parse.SEP}",
+        "sacct", "--allocations", "--duplicates", "--noheader", "--parsable2", f"--delimiter={parse.SEP}",
         f"--format={','.join(parse.SACCT_FIELDS)}", *selection,
     )  # fmt: skip
 

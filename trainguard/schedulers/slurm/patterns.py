@@ -28,6 +28,7 @@ def expand(pattern: str, values: Mapping[str, str], workdir: str) -> OutputFile:
     """Fill in a pattern. What only a step knows (%t %n %N %s) becomes a `*`, unless `values` has it."""
     text, expression, globbed = "", "", False
     position = 0
+    globs = any(m[2] in _RANKED and not values.get(m[2]) for m in _PATTERN.finditer(pattern))
     if "\\" in pattern:
         pattern = pattern.replace("\\", "")
         return OutputFile(_absolute(pattern, workdir))
@@ -43,13 +44,16 @@ def expand(pattern: str, values: Mapping[str, str], workdir: str) -> OutputFile:
             expression += re.escape(literal) + group + r"[^/]*)"
             continue
         value = value.zfill(int(width)) if width and value.isdigit() else value
-        text += (_literal(literal) if globbed else literal) + value
+        text += (_literal(literal) + _literal(value)) if globs else literal + value
         expression += re.escape(literal + value)
     rest = pattern[position:]
-    path = _absolute(text + rest, workdir)
     if not globbed:
-        return OutputFile(path)
-    return OutputFile(path, re.compile(f"(?:.*/)?{expression.rpartition('/')[2]}{re.escape(rest)}"))
+        return OutputFile(_absolute(text + rest, workdir))
+    folder = "" if pattern.startswith("/") else re.escape(f"{workdir.rstrip('/')}/")
+    folder_glob = "" if pattern.startswith("/") else _literal(f"{workdir.rstrip('/')}/")
+    return OutputFile(
+        f"{folder_glob}{text}{_literal(rest)}", re.compile(f"{folder}{expression}{re.escape(rest)}")
+    )
 
 
 def _literal(text: str) -> str:
