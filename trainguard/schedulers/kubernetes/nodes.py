@@ -123,6 +123,9 @@ class NodeActions:
                 await self._api.kube.create(f"{path}/eviction", body)
         except BudgetError as error:
             return str(error)
+        except AccessRefusedError as error:
+            if "being terminated" not in str(error):  # its namespace is, and it with it
+                raise
         return ""
 
     async def _eviction_version(self) -> str:

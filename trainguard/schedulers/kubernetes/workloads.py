@@ -106,9 +106,14 @@ def _up(group: Reading, views: tuple[PodView, ...], counters: _Counters) -> Read
     note = "" if counters.up >= counters.wanted else f"{counters.up} of {counters.wanted} replicas up"
     trouble = group.reason if group.liveness in (Liveness.FAILED, Liveness.UNKNOWN) else group.stuck
     note = "; ".join(reading.distinct((note, trouble, group.warning)))
-    sound = [view for view in views if view.ready and not view.looping and not view.lost]
+    sound = [view for view in views if view.ready and view.alive and not view.looping and not view.lost]
     if views and not sound and group.liveness in (Liveness.FAILED, Liveness.UNKNOWN):
         return replace(group, warning=note)  # what counts as up is between two crashes, or on a silent node
+    if views and not any(view.alive and view.liveness is Liveness.RUNNING for view in views):
+        # what counts as up is on its way out, to be replaced; or the counters are ahead of the pods
+        leaving = any(view.deleting for view in views)
+        native = "Restarting" if leaving else "Starting"
+        return replace(group, liveness=Liveness.PENDING, native=native, restart_underway=leaving)
     return replace(group, liveness=Liveness.RUNNING, native="Available", warning=note, stuck="")
 
 

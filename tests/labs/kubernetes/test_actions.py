@@ -1,0 +1,623 @@
+"""Acting: every kind its way, once, never two of the same training at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_manifest, job_of, pod_template
+from tests.labs.kubernetes.proxy import Proxy
+from tests.labs.kubernetes.test_watch import seen, started, until, until_seen
+from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
+from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
+from trainguard.core.job import CheckpointSpec, Incarnation, Job, Resume, ResumeBy
+from trainguard.core.observation import Liveness
+from trainguard.schedulers.base import Scheduler
+from trainguard.schedulers.kubernetes import KubernetesScheduler
+
+pytestmark = pytest.mark.lab("kubernetes")
+Object = dict[str, Any]
+
+
+def fence() -> Fence:
+    return Fence(token=f"tg-{uuid.uuid4().hex[:12]}-1", incident="i", lease=1)
+
+
+def action(kind: ActionKind, incarnation: Incarnation | None, **more: Any) -> Action:
+    assert incarnation is not None
+    return Action(kind=kind, incarnation=incarnation, **more)
+
+
+async def incarnation_of(scheduler: Scheduler, job: Job) -> Incarnation | None:
+    return (await seen(scheduler, job)).incarnation
+
+
+async def until_new(
+    scheduler: Scheduler, job: Job, old: Incarnation | None, seconds: float = 40
+) -> Incarnation:
+    assert old is not None
+
+    async def look() -> Incarnation | None:
+        told = await seen(scheduler, job)
+        new = told.incarnation
+        return (
+            new if new is not None and new.token != old.token and told.liveness is Liveness.RUNNING else None
+        )
+
+    return await until(look, seconds)
+
+
+class Peak:
+    """The most pods of a job that ever ran at once."""
+
+    def __init__(self, hollow: Hollow, namespace: str, job: str) -> None:
+        self.most, self._hollow, self._namespace, self._job = 0, hollow, namespace, job
+
+    async def __aenter__(self) -> Peak:
+        self._task = asyncio.create_task(self._count())
+        return self
+
+    async def __aexit__(self, *gone: object) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _count(self) -> None:
+        while True:
+            self.most = max(self.most, (await self._hollow.count(self._namespace, self._job))["alive"])
+            await asyncio.sleep(0.05)
+
+
+def workload(kind: str, namespace: str, does: str, replicas: int = 1) -> Object:
+    spec: Object = {
+        "selector": {"matchLabels": {"app": "train"}},
+        "template": pod_template(does, "Always", "train"),
+    }
+    if kind != "DaemonSet":
+        spec["replicas"] = replicas
+    if kind == "StatefulSet":
+        spec["serviceName"] = "train"
+    return {
+        "apiVersion": "apps/v1",
+        "kind": kind,
+        "metadata": {"name": "train", "namespace": namespace},
+        "spec": spec,
+    }
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Deployment", 1), ("StatefulSet", 2), ("DaemonSet", 3)])
+async def test_a_rollout_restart_replaces_all_pods_and_never_runs_two_at_once(
+    scheduler: KubernetesScheduler,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    kind: str,
+    size: int,
+) -> None:
+    await kubectl.apply(workload(kind, namespace, "healthy", size))
+    job = job_of(
+        namespace,
+        kind,
+        "train",
+        checkpoints=CheckpointSpec(directory="/c", resume=Resume(by=ResumeBy.ENVIRONMENT, name="FROM")),
+    )
+    await until_seen(scheduler, job, Liveness.RUNNING)
+
+    async def all_up() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["alive"] == size else None
+
+    await until(all_up)
+    old, mark = await incarnation_of(scheduler, job), fence()
+    restart = action(ActionKind.RESTART, old, checkpoint="/c/10")
+    async with Peak(hollow, namespace, "train") as peak:
+        first = await scheduler.perform(job, restart, mark)
+        assert first.status is OutcomeStatus.DONE
+        new = await until_new(scheduler, job, old)
+        await until(all_up)
+    assert peak.most <= size
+    assert new.attempt == (old.attempt if old else 0) + 1
+    assert (await make_scheduler().perform(job, restart, mark)).status is OutcomeStatus.DONE
+    with pytest.raises(RefusedError):
+        await scheduler.perform(job, restart, fence())
+
+    async def all_again() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 * size else None
+
+    await until(all_again)
+    pods = (await kubectl.get("pods", "-n", namespace))["items"]
+    live = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+    assert all({"name": "FROM", "value": "/c/10"} in pod["spec"]["containers"][0]["env"] for pod in live)
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
+async def test_a_broken_rollout_is_replaced_though_its_controller_waits(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str, kind: str
+) -> None:
+    await kubectl.apply(workload(kind, namespace, "imagepull"))
+    job = job_of(namespace, kind, "train")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    assert told.native == "ImagePullBackOff"
+    patch = {"spec": {"template": {"metadata": {"annotations": {"lab/does": "healthy"}}}}}
+    await kubectl("-n", namespace, "patch", kind, "train", "-p", json.dumps(patch))
+
+    async def ready() -> Incarnation | None:
+        told = await seen(scheduler, job)
+        return (
+            told.incarnation
+            if told.liveness in (Liveness.FAILED, Liveness.RUNNING, Liveness.PENDING)
+            else None
+        )
+
+    await scheduler.perform(job, action(ActionKind.RESTART, await until(ready)), fence())
+    await until_seen(scheduler, job, Liveness.RUNNING)
+
+
+OPERATORS = {
+    "PyTorchJob": ("kubeflow.org/v1", "pytorchReplicaSpecs"),
+    "TFJob": ("kubeflow.org/v1", "tfReplicaSpecs"),
+    "MPIJob": ("kubeflow.org/v1", "mpiReplicaSpecs"),
+    "JobSet": ("jobset.x-k8s.io/v1alpha2", ""),
+    "TrainJob": ("trainer.kubeflow.org/v1alpha1", ""),
+    "RayJob": ("ray.io/v1", ""),
+}
+
+
+def custom(kind: str, namespace: str) -> Object:
+    version, replicas = OPERATORS[kind]
+    template = pod_template("healthy", "Never", "train")
+    spec: Object = {"note": ""}  # an empty string must survive
+    if replicas:
+        spec |= {replicas: {"Worker": {"replicas": 1, "template": template}}}
+    elif kind == "JobSet":
+        spec |= {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": template}}}]}
+    elif kind == "RayJob":
+        spec |= {"entrypoint": "python t.py", "rayClusterSpec": {"headGroupSpec": {"template": template}}}
+    else:
+        spec |= {"trainer": {"numNodes": 1}}
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": "train", "namespace": namespace},
+        "spec": spec,
+    }
+
+
+class Operator:
+    """What the training operator would do: make pods, write status."""
+
+    def __init__(self, kubectl: Kubectl, proxy: Proxy, namespace: str, kind: str) -> None:
+        self._kubectl, self._proxy, self._namespace, self._kind = kubectl, proxy, namespace, kind
+        self.plural = f"{kind.lower()}s"
+
+    async def make_pod(self) -> str:
+        obj = await self._kubectl.get(self.plural, "train", "-n", self._namespace)
+        name = f"train-{uuid.uuid4().hex[:5]}"
+        pod = {"apiVersion": "v1", "kind": "Pod", **pod_template("healthy", "Never", "train")}
+        owner = {
+            "apiVersion": obj["apiVersion"],
+            "kind": self._kind,
+            "name": "train",
+            "uid": obj["metadata"]["uid"],
+        }
+        pod["metadata"] |= {
+            "name": name,
+            "namespace": self._namespace,
+            "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
+        }
+        await self._kubectl.apply(pod)
+        return name
+
+    async def say(self, **status: Any) -> None:
+        version = OPERATORS[self._kind][0]
+        url = f"{self._proxy.url}/apis/{version}/namespaces/{self._namespace}/{self.plural}/train/status"
+        headers = {"Content-Type": "application/merge-patch+json"}
+        body = json.dumps({"status": status})
+        async with (
+            aiohttp.ClientSession() as session,
+            session.patch(url, data=body, headers=headers) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+
+    async def fail(self) -> None:
+        if self._kind == "RayJob":
+            await self.say(jobStatus="FAILED", jobDeploymentStatus="Failed", message="it broke")
+        else:
+            now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            await self.say(
+                conditions=[
+                    {"type": "Failed", "status": "True", "reason": "ItBroke", "lastTransitionTime": now}
+                ]
+            )
+
+
+@pytest.mark.parametrize("kind", sorted(OPERATORS))
+async def test_an_operators_job_that_failed_is_made_again_under_its_name(
+    scheduler: KubernetesScheduler,
+    make_scheduler: MakeScheduler,
+    proxy: Proxy,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    kind: str,
+) -> None:
+    operator = Operator(kubectl, proxy, namespace, kind)
+    resume = Resume(by=ResumeBy.ENVIRONMENT, name="FROM")
+    job = job_of(namespace, kind, "train", checkpoints=CheckpointSpec(directory="/c", resume=resume))
+    await kubectl.apply(custom(kind, namespace))
+    pod = await operator.make_pod()
+    if kind == "RayJob":
+        await operator.say(jobStatus="RUNNING")
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    await hollow.exit(namespace, pod, 3)
+    await operator.fail()
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    assert "proxy" not in told.reason
+    mark = fence()
+    restart = action(ActionKind.RESTART, told.incarnation, checkpoint="/c/9")
+    outcome = await scheduler.perform(job, restart, mark)
+    assert outcome.status is OutcomeStatus.DONE
+    made = await kubectl.get(operator.plural, "train", "-n", namespace)
+    assert told.incarnation is not None
+    assert made["metadata"]["uid"] != told.incarnation.token.partition("/")[0]
+    assert made["spec"]["note"] == ""
+    assert '{"name": "FROM", "value": "/c/9"}' in json.dumps(made["spec"])
+    assert "status" not in made
+    assert (await make_scheduler().find(job, mark)) is not None
+    now = await until_seen(scheduler, job, Liveness.PENDING)
+    assert now.incarnation is not None
+    assert now.incarnation.attempt == 2
+
+
+async def test_a_pod_that_is_a_job_is_made_again(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", **pod_template("oom", "Never", "train")}
+    pod["metadata"] |= {"name": "train", "namespace": namespace}
+    await kubectl.apply(pod)
+    job = job_of(namespace, "Pod", "train")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    assert told.oom_killed
+    more = action(ActionKind.RESTART_WITH_MORE_MEMORY, told.incarnation, memory_bytes=2**30)
+    assert (await scheduler.perform(job, more, fence())).status is OutcomeStatus.DONE
+    made = await kubectl.get("pod", "train", "-n", namespace)
+    assert made["spec"]["containers"][0]["resources"]["limits"]["memory"] in ("1Gi", str(2**30))
+
+
+async def test_a_restart_avoids_the_nodes_that_are_named(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    job = await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    others = tuple(sorted({"hollow-a", "hollow-b", "hollow-c"} - set(told.nodes)))
+    avoid = action(ActionKind.RESTART_EXCLUDING_NODE, told.incarnation, nodes=(*told.nodes, others[0]))
+    assert (await scheduler.perform(job, avoid, fence())).status is OutcomeStatus.DONE
+    await until_new(scheduler, job, told.incarnation)
+    assert (await seen(scheduler, job)).nodes == (others[1],)
+
+
+async def test_a_restart_with_a_longer_time_limit(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await kubectl.apply(job_manifest(namespace, "train", "healthy", activeDeadlineSeconds=2))
+    job = job_of(namespace, "Job", "train")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    assert told.native == "DeadlineExceeded"
+    longer = action(ActionKind.EXTEND_TIME_LIMIT, told.incarnation, time_limit=600)
+    await scheduler.perform(job, longer, fence())
+    await until_new(scheduler, job, told.incarnation)
+    assert (await kubectl.get("job", "train", "-n", namespace))["spec"]["activeDeadlineSeconds"] == 600
+
+
+def suspendable(kind: str, namespace: str) -> Object:
+    if kind == "Job":
+        return job_manifest(namespace, "train", "healthy", parallelism=2, completions=2)
+    return workload(kind, namespace, "healthy", 2)
+
+
+@pytest.mark.parametrize("kind", ["Job", "Deployment", "StatefulSet"])
+async def test_suspended_is_pending_and_resumed_as_large_as_before(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str, kind: str
+) -> None:
+    await kubectl.apply(suspendable(kind, namespace))
+    job = job_of(namespace, kind, "train")
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    now = await incarnation_of(scheduler, job)
+    await scheduler.perform(job, action(ActionKind.SUSPEND, now), fence())
+    await until_seen(scheduler, job, Liveness.PENDING)
+    assert (await hollow.count(namespace, "train"))["alive"] == 0
+    with pytest.raises(RefusedError, match="held"):
+        await scheduler.perform(
+            job, action(ActionKind.RESTART, await incarnation_of(scheduler, job)), fence()
+        )
+    await scheduler.perform(job, action(ActionKind.RESUME, await incarnation_of(scheduler, job)), fence())
+    await until_seen(scheduler, job, Liveness.RUNNING)
+
+    async def both() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["alive"] == 2 else None
+
+    await until(both)
+
+
+async def test_what_its_owner_suspended_is_not_resumed(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await kubectl.apply(workload("Deployment", namespace, "healthy"))
+    job = job_of(namespace, "Deployment", "train")
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    await kubectl("-n", namespace, "scale", "deployment", "train", "--replicas=0")
+    told = await until_seen(scheduler, job, Liveness.PENDING)
+    with pytest.raises(RefusedError, match="by its owner"):
+        await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
+
+
+async def test_a_job_of_a_jobset_is_not_touched(
+    scheduler: KubernetesScheduler, proxy: Proxy, kubectl: Kubectl, namespace: str
+) -> None:
+    await kubectl.apply(custom("JobSet", namespace))
+    owner = (await kubectl.get("jobset", "train", "-n", namespace))["metadata"]["uid"]
+    child = job_manifest(namespace, "train-node-0", "crash")
+    child["metadata"]["ownerReferences"] = [
+        {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "name": "train",
+            "uid": owner,
+            "controller": True,
+        }
+    ]
+    await kubectl.apply(child)
+    job = job_of(namespace, "Job", "train-node-0")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    with pytest.raises(RefusedError, match="JobSet/train"):
+        await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    found = await scheduler.discover(f"namespace={namespace}")
+    assert [ref.id for ref in found] == [f"{namespace}/JobSet/train"]
+
+
+async def test_patrol_reports_the_top_of_each_chain_once_and_by_label_and_kind(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await kubectl.apply(workload("Deployment", namespace, "healthy", 2))
+    await kubectl.apply(job_manifest(namespace, "one", "healthy"))
+    labelled = job_manifest(namespace, "two", "healthy")
+    labelled["metadata"]["labels"] = {"team": "red"}
+    await kubectl.apply(labelled)
+    await until_seen(scheduler, job_of(namespace, "Job", "one"), Liveness.RUNNING)
+
+    async def found(selector: str) -> set[str]:
+        refs = await scheduler.discover(f"namespace={namespace} {selector}")
+        assert len(set(refs)) == len(refs)
+        return {ref.id.partition("/")[2] for ref in refs}
+
+    assert await found("") == {"Deployment/train", "Job/one", "Job/two"}
+    assert await found("kind=Job") == {"Job/one", "Job/two"}
+    assert await found("kind=Pod,Job label=team=red") == {"Job/two"}
+
+
+async def test_a_stuck_pod_is_deleted_once_and_its_owner_makes_another(
+    scheduler: KubernetesScheduler, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await kubectl.apply(workload("Deployment", namespace, "imagepull"))
+    job = job_of(namespace, "Deployment", "train")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    before = (await kubectl.get("pods", "-n", namespace))["items"][0]["metadata"]["name"]
+    mark = fence()
+    delete = action(ActionKind.DELETE_POD, told.incarnation)
+    assert (await scheduler.perform(job, delete, mark)).status is OutcomeStatus.DONE
+
+    async def another() -> str | None:
+        names = [pod["metadata"]["name"] for pod in (await kubectl.get("pods", "-n", namespace))["items"]]
+        return names[0] if len(names) == 1 and before not in names else None
+
+    name = await until(another)
+    assert (await make_scheduler().perform(job, delete, mark)).status is OutcomeStatus.DONE
+    await asyncio.sleep(1)
+    assert await another() == name
+
+
+NODES = ["hollow-a", "hollow-b", "hollow-c"]
+
+
+@pytest.fixture
+async def whole_nodes(kubectl: Kubectl, hollow: Hollow) -> AsyncIterator[None]:
+    """Whatever a test does to the nodes is undone."""
+    yield
+    for node in NODES:
+        await hollow.post(f"/node/{node}/revive")
+        await kubectl("taint", "node", node, "node.kubernetes.io/out-of-service-", check=False)
+        await kubectl("uncordon", node, check=False)
+
+    async def ready() -> bool | None:
+        nodes = (await kubectl.get("nodes", "-l", "lab/hollow=true"))["items"]
+        up = [
+            n
+            for n in nodes
+            for c in n["status"]["conditions"]
+            if c["type"] == "Ready" and c["status"] == "True"
+        ]
+        return True if len(up) == len(NODES) and not any(n["spec"].get("taints") for n in nodes) else None
+
+    await until(ready, 40)
+
+
+async def test_cordon_and_uncordon(
+    scheduler: KubernetesScheduler,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    namespace: str,
+    whole_nodes: None,
+) -> None:
+    job = await started(kubectl, namespace)
+    now = (await until_seen(scheduler, job, Liveness.RUNNING)).incarnation
+    mark = fence()
+    await scheduler.perform(job, action(ActionKind.CORDON_NODE, now, nodes=("hollow-b",)), mark)
+    assert (await kubectl.get("node", "hollow-b"))["spec"]["unschedulable"]
+    found = await make_scheduler().find(job, mark)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    await scheduler.perform(job, action(ActionKind.UNCORDON_NODE, now, nodes=("hollow-b",)), fence())
+    assert not (await kubectl.get("node", "hollow-b"))["spec"].get("unschedulable")
+    with pytest.raises(RefusedError, match="no node nowhere"):
+        await scheduler.perform(job, action(ActionKind.CORDON_NODE, now, nodes=("nowhere",)), fence())
+
+
+async def test_a_drain_respects_a_disruption_budget_and_is_finished_later(
+    make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str, whole_nodes: None
+) -> None:
+    scheduler = make_scheduler(action_seconds=4.0)
+    await kubectl.apply(workload("Deployment", namespace, "healthy"))
+    job = job_of(namespace, "Deployment", "train")
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    budget = {
+        "apiVersion": "policy/v1beta1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": "keep", "namespace": namespace},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "train"}}},
+    }
+    await kubectl.apply(budget)
+    await asyncio.sleep(1)
+    mark, drain = fence(), action(ActionKind.DRAIN_NODE, told.incarnation, nodes=told.nodes)
+    kept = await scheduler.perform(job, drain, mark)
+    assert kept.status is OutcomeStatus.UNKNOWN
+    assert "budget" in kept.detail
+    assert (await hollow.count(namespace, "train"))["alive"] == 1
+    still = await make_scheduler().find(job, mark)
+    assert still is not None
+    assert still.status is OutcomeStatus.UNKNOWN
+    await kubectl("-n", namespace, "delete", "pdb", "keep")
+    assert (await scheduler.perform(job, drain, mark)).status is OutcomeStatus.DONE
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    assert not set((await seen(scheduler, job)).nodes) & set(told.nodes)
+
+
+async def test_a_training_on_a_silent_node_is_not_started_twice(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str, whole_nodes: None
+) -> None:
+    """The node may be cut off and training on: only a fenced node lets the new one start."""
+    job = await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    node = told.nodes[0]
+    await hollow.post(f"/node/{node}/mute")
+    lost = await until_seen(scheduler, job, Liveness.FAILED, seconds=40)
+    assert (lost.native, lost.bad_nodes) == ("NodeLost", (node,))
+    restart = action(ActionKind.RESTART, lost.incarnation)
+    with pytest.raises(RefusedError, match="may still run on node"):
+        await scheduler.perform(job, restart, fence())
+    assert (await hollow.count(namespace, "train"))["starts"] == 1
+    await hollow.post(f"/node/{node}/die")
+    await kubectl("taint", "node", node, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+
+    async def allowed() -> Outcome | None:
+        try:
+            now = await incarnation_of(scheduler, job)
+            return await scheduler.perform(job, action(ActionKind.RESTART, now), fence())
+        except RefusedError as error:
+            assert "bringing" in str(error)  # 1.20 replaces the pod by itself once the node is given up
+            return Outcome(fence="", status=OutcomeStatus.REFUSED, at=0)
+
+    await until(allowed)
+
+    async def one() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["alive"] == 1 else None
+
+    await until(one, 40)
+
+
+async def test_a_guard_that_dies_between_deletion_and_creation_loses_nothing(
+    make_scheduler: MakeScheduler,
+    proxy: Proxy,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    tmp_path: Path,
+) -> None:
+    first = make_scheduler(manifest_folder=tmp_path, action_seconds=3.0)
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(first, job, Liveness.FAILED)
+    blocked = proxy.refuse(
+        503,
+        "{}",
+        lambda asked: (
+            asked.method == "POST" and asked.path.endswith("/jobs") and "dryRun" not in asked.path_qs
+        ),
+    )
+    mark, restart = fence(), action(ActionKind.RESTART, told.incarnation)
+    assert (await first.perform(job, restart, mark)).status is OutcomeStatus.UNKNOWN
+    assert "NotFound" in await kubectl("-n", namespace, "get", "job", "train", check=False)
+    await first.close()
+    blocked.times = 0
+    second = make_scheduler(manifest_folder=tmp_path)
+    found = await second.find(job, mark)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert (await make_scheduler().perform(job, restart, mark)).status is OutcomeStatus.DONE
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_failed_job_that_was_removed_is_made_again_from_what_was_seen(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    await kubectl("-n", namespace, "delete", "job", "train", "--wait=true")
+    await asyncio.sleep(0.5)
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE
+    made = await kubectl.get("job", "train", "-n", namespace)
+    assert made["metadata"]["annotations"]["trainguard.dev/attempt"] == "2"
+
+
+WRITES: dict[str, Callable[[Any], bool]] = {
+    "mark": lambda asked: asked.method == "PATCH",
+    "deletion": lambda asked: asked.method == "DELETE",
+    "creation": lambda asked: asked.method == "POST" and asked.path.endswith("/jobs"),
+}
+
+
+@pytest.mark.parametrize("step", sorted(WRITES))
+@pytest.mark.parametrize(
+    ("status", "reason"), [(409, "Conflict"), (429, ""), (500, ""), (422, "Invalid"), (403, "Forbidden")]
+)
+async def test_whatever_a_step_is_answered_the_job_is_made_again_at_most_once(
+    scheduler: KubernetesScheduler,
+    proxy: Proxy,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    step: str,
+    status: int,
+    reason: str,
+) -> None:
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    body = json.dumps({"kind": "Status", "message": "not now", "reason": reason, "code": status})
+    fault = proxy.refuse(status, body, WRITES[step], times=1)
+    mark, restart = fence(), action(ActionKind.RESTART, told.incarnation)
+    try:
+        outcome = await scheduler.perform(job, restart, mark)
+    except (RefusedError, UnreachableError, AccessRefusedError):
+        await asyncio.sleep(0.5)
+        assert (await hollow.count(namespace, "train"))["starts"] == 1
+        assert await scheduler.find(job, mark) is None
+    else:
+        assert outcome.status in (OutcomeStatus.DONE, OutcomeStatus.UNKNOWN)
+    fault.times = 0
+    assert (await scheduler.perform(job, restart, mark)).status is OutcomeStatus.DONE
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice)

@@ -1,0 +1,219 @@
+"""The shipped RBAC is enough, and each right that is taken away is missed by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of
+from tests.labs.kubernetes.test_actions import action, fence, workload
+from tests.labs.kubernetes.test_watch import pod_of, seen, started, until_seen
+from trainguard.core.action import ActionKind, OutcomeStatus
+from trainguard.core.errors import AccessRefusedError
+from trainguard.core.evidence import EvidenceKind
+from trainguard.core.observation import Liveness
+
+pytestmark = pytest.mark.lab("kubernetes")
+SHIPPED = Path(__file__).parents[3] / "deployments" / "kubernetes"
+
+
+@dataclass
+class Account:
+    """A service account of the test's own, and what is bound to it."""
+
+    kubectl: Kubectl
+    namespace: str
+    token: str
+
+    async def bind(self, role: str, cluster: bool = False) -> None:
+        name = f"{role}-{self.namespace}"
+        subject = {"kind": "ServiceAccount", "name": "tg", "namespace": self.namespace}
+        ref = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role}
+        metadata = {"name": name} if cluster else {"name": name, "namespace": self.namespace}
+        kind = "ClusterRoleBinding" if cluster else "RoleBinding"
+        body = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata}
+        await self.kubectl.apply({**body, "roleRef": ref, "subjects": [subject]})
+
+    async def grant(self, rules: list[dict[str, Any]]) -> None:
+        """Bind a role of exactly these rules in the namespace."""
+        role = {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": f"only-{self.namespace}"},
+            "rules": rules,
+        }
+        await self.kubectl.apply(role)
+        await self.bind(f"only-{self.namespace}")
+
+
+@pytest.fixture
+async def account(kubectl: Kubectl, namespace: str) -> AsyncIterator[Account]:
+    await kubectl("apply", "-f", str(SHIPPED / "rights.yaml"))
+    await kubectl("-n", namespace, "create", "serviceaccount", "tg")
+    ask = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/tg/token"
+    answer = json.loads(await kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(ask)))
+    yield Account(kubectl, namespace, answer["status"]["token"])
+    for role in shipped():
+        await kubectl("delete", "clusterrolebinding", f"{role}-{namespace}", "--ignore-not-found")
+    await kubectl("delete", "clusterrole", f"only-{namespace}", "--ignore-not-found")
+
+
+def shipped() -> dict[str, list[dict[str, Any]]]:
+    documents = yaml.safe_load_all((SHIPPED / "rights.yaml").read_text("utf-8"))
+    return {one["metadata"]["name"]: one["rules"] for one in documents}
+
+
+def test_what_bind_yaml_binds_is_shipped() -> None:
+    documents = [one for one in yaml.safe_load_all((SHIPPED / "bind.yaml").read_text("utf-8")) if one]
+    assert {one["roleRef"]["name"] for one in documents if "roleRef" in one} <= set(shipped())
+
+
+async def test_the_shipped_rights_are_enough_to_see_collect_and_restart(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    await account.bind("trainguard-watch")
+    await account.bind("trainguard-watch-nodes", cluster=True)
+    await account.bind("trainguard-restart-jobs")
+    scheduler = make_scheduler(account.token)
+    job = await started(kubectl, namespace)
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    access = await scheduler.validate(job)
+    assert (access.job_seen, access.logs_readable, access.warnings) == (True, True, ())
+    assert ActionKind.RESTART in access.possible
+    assert ActionKind.DRAIN_NODE in access.impossible
+    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    evidence = await scheduler.collect(job, told)
+    assert not [item for item in evidence if "could not be read" in item.text]
+    assert (
+        await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    ).status is OutcomeStatus.DONE
+    with pytest.raises(AccessRefusedError):
+        await scheduler.perform(
+            job,
+            action(
+                ActionKind.CORDON_NODE,
+                (await until_seen(scheduler, job, Liveness.RUNNING)).incarnation,
+                nodes=("hollow-a",),
+            ),
+            fence(),
+        )
+    assert f"{namespace}/Job/train" in [ref.id for ref in await scheduler.discover(f"namespace={namespace}")]
+
+
+ACTIONS = [
+    ("trainguard-rollout", "Deployment", ActionKind.RESTART, False),
+    ("trainguard-suspend", "Deployment", ActionKind.SUSPEND, False),
+    ("trainguard-suspend", "Job", ActionKind.CANCEL, False),
+    ("trainguard-cordon", "Job", ActionKind.CORDON_NODE, True),
+    ("trainguard-cordon", "Job", ActionKind.UNCORDON_NODE, True),
+]
+
+
+@pytest.mark.parametrize(("role", "kind", "what", "cluster"), ACTIONS)
+async def test_each_actions_role_is_enough_and_needed(
+    account: Account,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    namespace: str,
+    role: str,
+    kind: str,
+    what: ActionKind,
+    cluster: bool,
+) -> None:
+    await account.bind("trainguard-watch")
+    await account.bind("trainguard-watch-nodes", cluster=True)
+    job = job_of(namespace, kind, "train")
+    if kind == "Job":
+        await started(kubectl, namespace)
+    else:
+        await kubectl.apply(workload(kind, namespace, "healthy"))
+    without = make_scheduler(account.token)
+    told = await until_seen(without, job, Liveness.RUNNING)
+    access = await without.validate(job)
+    assert "add to a" in access.impossible[what]
+    wanted = action(what, told.incarnation, nodes=("hollow-c",))
+    with pytest.raises(AccessRefusedError):
+        await without.perform(job, wanted, fence())
+    assert (await seen(without, job)).liveness is Liveness.RUNNING
+    await account.bind(role, cluster)
+    scheduler = make_scheduler(account.token)
+    assert what in (await scheduler.validate(job)).possible
+    assert (await scheduler.perform(job, wanted, fence())).status is OutcomeStatus.DONE
+    await kubectl("uncordon", "hollow-c")
+
+
+TAKEN = [
+    ("pods", "list", "pods can't be read"),
+    ("pods", "watch", ""),
+    ("pods/log", "get", "log"),
+    ("events", "list", "events"),
+    ("jobs", "watch", ""),
+    ("jobs", "list", ""),
+]
+
+
+@pytest.mark.parametrize(("resource", "verb", "missed"), TAKEN)
+async def test_each_right_that_is_taken_away_degrades_one_thing_and_is_named(
+    account: Account,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    resource: str,
+    verb: str,
+    missed: str,
+) -> None:
+    rules = [
+        {
+            **rule,
+            "resources": [one],
+            "verbs": [word for word in rule["verbs"] if (one, word) != (resource, verb)],
+        }
+        for rule in shipped()["trainguard-watch"]
+        for one in rule["resources"]
+    ]
+    await account.grant([rule for rule in rules if rule["verbs"]])
+    scheduler = make_scheduler(account.token)
+    job = await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    access = await scheduler.validate(job)
+    assert any(f"{verb} {resource}" in warning for warning in access.warnings), access.warnings
+    assert any("add to a" in warning for warning in access.warnings)
+    if resource == "pods/log":
+        assert not access.logs_readable
+    if missed.startswith("pods"):
+        assert missed in told.warning
+    elif missed:
+        evidence = await scheduler.collect(job, told)
+        assert any(item.kind is EvidenceKind.STATUS and "could not be read" in item.text for item in evidence)
+    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    await until_seen(scheduler, job, Liveness.FAILED)
+
+
+async def test_without_any_right_nothing_is_known_and_nothing_is_guessed(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    job = await started(kubectl, namespace)
+    scheduler = make_scheduler(account.token)
+    assert (await seen(scheduler, job)).liveness is Liveness.UNKNOWN
+    for ask in (scheduler.validate(job), scheduler.logs(job), scheduler.discover("*")):
+        with pytest.raises(AccessRefusedError) as refused:
+            await ask
+        assert refused.value.remedy
+    told = job_of(namespace, "Job", "nobody")
+    assert (await seen(scheduler, told)).liveness is Liveness.UNKNOWN
+
+
+async def test_a_token_that_is_none_is_refused_as_such(make_scheduler: MakeScheduler, namespace: str) -> None:
+    with pytest.raises(AccessRefusedError, match="401"):
+        await make_scheduler("nonsense").validate(job_of(namespace, "Job", "train"))
+    assert os.environ["TG_KUBE_SERVER"]
