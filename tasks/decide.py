@@ -7,6 +7,7 @@ import logging
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from trainguard.core.action import ActionKind
 from trainguard.core.decision import Plan
 from trainguard.core.incident import Incident
 from trainguard.core.planning import Situation, plan
@@ -21,6 +22,19 @@ logger = logging.getLogger(__name__)
 async def make_plan(incident: Incident) -> Plan:
     """Look at the checkpoints, then decide."""
     return await decide(incident, await situation(incident))
+
+
+async def nothing_to_do(incident: Incident) -> str:
+    """Say why no action fits an incident's cause."""
+    found = await current_guard().ledger.diagnosis(incident.id)
+    if found is None:
+        return "no cause is known"
+    where = f" ({found.code_location})" if found.code_location else ""
+    if ActionKind.FIX_CODE_OR_CONFIG in found.actions:
+        return f"for its owner to mend: {found.cause}{where}"
+    if ActionKind.WAIT_EXTERNAL in found.actions:
+        return f"nothing helps but to wait: {found.cause}"
+    return f"no action fits: {found.cause}"
 
 
 async def situation(incident: Incident) -> Situation:

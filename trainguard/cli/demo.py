@@ -193,14 +193,11 @@ def _print_end(files: list[IncidentFile], outcome: str, as_json: bool) -> None:
         seconds = " / ".join("-" if s is None else str(s) for s in row["seconds"].values())
         lost = "-" if row["steps_lost"] is None else f"{row['steps_lost']} steps"
         table.add_row(_what(known.incident), row["class"], row["decision"], row["outcome"], lost, seconds)
-    console = Console()
-    console.print(table, width=console.width if console.is_terminal else WIDE)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     typer.echo("Seconds: from the failure to its detection / to the restart / to verified progress.")
     for known in files:
         if known.diagnosis is not None and known.diagnosis.code_location:
-            typer.echo(
-                f"To be mended by its owner: {known.diagnosis.cause} ({known.diagnosis.code_location})"
-            )
+            typer.echo(f"In the code: {known.diagnosis.cause} ({known.diagnosis.code_location})")
     typer.echo(f"Outcome: {outcome}")
 
 

@@ -26,6 +26,9 @@ _LOG_SUFFIXES = {".log", ".out", ".err", ".txt", ".gz", ".stdout", ".stderr", ""
 _RANK_IN_NAME = re.compile(r"(?i)(?:^|[._/-])(?:rank|task|worker|proc)[._-]?(\d{1,6})(?=[._/-]|$)")
 _NODE_IN_NAME = re.compile(r"(?i)(?:^|[._/-])(?:node|host)[=_.-]?([a-z0-9][a-z0-9-]*?\d+)(?=[._/]|$)")
 _KERNEL_NAME = re.compile(r"(?i)dmesg|kern(?:el)?[._-]|kmsg|journal")
+_KERNEL_WORD = re.compile(r"(?i)[._-]*(?:dmesg|kernel|kern|kmsg|journal(?:ctl)?)[._-]*")
+_HOST = re.compile(r"(?i)^([a-z][a-z0-9.-]{0,60}\d)$")
+"""`n01` of n01-dmesg.log, or of n01/dmesg."""
 _KINDS = {
     "log": EvidenceKind.LOG,
     "dmesg": EvidenceKind.KERNEL,
@@ -150,6 +153,8 @@ def stream_of(path: Path) -> Stream:
     name = str(path)
     rank, node = _RANK_IN_NAME.search(name), _NODE_IN_NAME.search(name)
     kernel = _KERNEL_NAME.search(path.name) is not None
+    if kernel and node is None:
+        node = _HOST.match(_KERNEL_WORD.sub("", path.stem)) or _HOST.match(path.parent.name)
     kind = EvidenceKind.KERNEL if kernel else EvidenceKind.LOG
     source = LogSource(
         name=name,

@@ -7,9 +7,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from trainguard.core.errors import TrainguardError, UserError
@@ -32,21 +31,21 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class LazyCommands(TyperGroup):
     """Loads a command's module only when that command is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands in the order of a user's day."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import the command; its help line alone does not need that."""
         if cmd_name not in COMMANDS:
             return None
         target, summary = COMMANDS[cmd_name]
         if ctx.resilient_parsing or _only_help():
-            return click.Command(cmd_name, help=summary)
+            return TyperCommand(name=cmd_name, help=summary)
         return load_command(cmd_name, target)
 
 
-def load_command(name: str, target: str) -> click.Command:
+def load_command(name: str, target: str) -> Any:
     """Import `module:attribute` and make it a command."""
     module, _, attribute = target.partition(":")
     found: Any = getattr(import_module(module), attribute)
