@@ -46,7 +46,9 @@ def _recall(memory: Path) -> pattern.Memory:
         return {}
     if not isinstance(kept, dict) or kept.get("algorithm") != pattern.ALGORITHM:
         return {}
-    known: pattern.Memory = kept["patterns"]
+    known = kept.get("patterns")
+    if not isinstance(known, dict) or not all(isinstance(sets, list) for sets in known.values()):
+        return {}
     pattern.remember(known)
     return known
 

@@ -24,7 +24,10 @@ _KEYS = 20_000
 """Rules times ranks that are kept apart."""
 _AT_ONCE = 2_000
 """Lines with the same literals that are looked at as they come; later ones only if they are the last."""
-_LAST = 128
+_AT_ONCE_ALL = 50_000
+_SETS = 512
+"""Kinds of lines, by their literals, that are told apart."""
+_LAST = 32
 _EXITS = 2_000
 _REGION = 1 << 15
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
@@ -100,12 +103,16 @@ def scan(stream: Stream, index: int, matcher: Matcher) -> Scanned:
     return _Scanner(stream, index, matcher).run()
 
 
+_Waiting = tuple[tuple[Entry, ...], int, bytes, bytes]
+
+
 class _Scanner:
     def __init__(self, stream: Stream, index: int, matcher: Matcher) -> None:
         self._matcher = matcher
         self._found = Scanned(stream, index)
-        self._seen: dict[frozenset[int], int] = {}
-        self._waiting: dict[frozenset[int], deque[tuple[int, bytes, bytes]]] = {}
+        self._seen: Counter[frozenset[int]] = Counter()
+        self._looked = 0
+        self._waiting: dict[frozenset[int], deque[_Waiting]] = {}
         self._previous = b""
 
     def run(self) -> Scanned:
@@ -136,9 +143,9 @@ class _Scanner:
     def _finish(self) -> None:
         found = self._found
         found.tail = self._previous
-        for literals, waiting in self._waiting.items():
-            for number, raw, before in waiting:
-                self._line(self._matcher.plausible(literals, raw), number, raw, partial(bytes, before))
+        for waiting in self._waiting.values():
+            for entries, number, raw, before in waiting:
+                self._line(entries, number, raw, partial(bytes, before))
         if found.size > _REGION:
             tail = found.tail[found.tail.find(b"\n") + 1 :]
             first = found.lines - tail.count(b"\n")
@@ -170,20 +177,22 @@ class _Scanner:
         if not entries:
             self._matcher.in_vain(literals)
             return
-        seen = self._seen.get(literals, 0) + 1
-        self._seen[literals] = seen
+        if literals not in self._seen and len(self._seen) >= _SETS:
+            literals = frozenset()  # too many kinds to tell apart
+        self._seen[literals] += 1
+        self._looked += 1
         previous = self._previous
 
         def before() -> bytes:
             near = data[max(0, start - _LOOKBACK) : start]
             return near if start >= _LOOKBACK else previous[start - _LOOKBACK :] + near
 
-        if seen <= _AT_ONCE:
+        if self._seen[literals] <= _AT_ONCE and self._looked <= _AT_ONCE_ALL:
             if not self._line(entries, number, raw, before):
                 self._matcher.in_vain(literals)
         else:
             waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
-            waiting.append((number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
+            waiting.append((entries, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
 
     def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: Callable[[], bytes]) -> bool:
         text = clean(raw)

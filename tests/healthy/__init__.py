@@ -1,0 +1,1 @@
+"""Logs of jobs that are well, however they look."""
