@@ -21,7 +21,7 @@ from trainguard.tasks.ask import (
     wait_for_answer,
 )
 from trainguard.tasks.context import current_guard
-from trainguard.tasks.decide import make_plan
+from trainguard.tasks.decide import make_plan, nothing_to_do
 from trainguard.tasks.incidents import the_incident, the_plan
 from trainguard.tasks.prefect_view import show_status
 from trainguard.tasks.report import approval_text, show_incident_report
@@ -47,10 +47,8 @@ async def _decide(incident: Incident) -> Incident:
         return incident.advanced(IncidentState.ACTING)
     if plan.verdict is Verdict.ASK:
         return incident.advanced(IncidentState.AWAITING_APPROVAL)
-    why = next(
-        (step.basis for step in plan.steps if step.verdict is Verdict.REFUSE), "nothing fits this cause"
-    )
-    return _closed(incident, IncidentState.UNRECOVERABLE, why)
+    refused = next((step.basis for step in plan.steps if step.verdict is Verdict.REFUSE), "")
+    return _closed(incident, IncidentState.UNRECOVERABLE, refused or await nothing_to_do(incident))
 
 
 async def _ask(incident: Incident) -> Incident:

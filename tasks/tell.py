@@ -86,5 +86,10 @@ async def _tell(context: GuardContext, about: str, message: Message) -> None:
     except LedgerUnavailableError as problem:
         logger.warning("no message is sent while the ledger can't count it: %s", problem)
         return
-    if allowed:
-        await notify(context.notifiers, message)
+    if not allowed:
+        return
+    await notify(context.notifiers, message)
+    try:
+        await context.ledger.mark_notified(context.job.key, about, message.kind, context.clock())
+    except LedgerUnavailableError as problem:
+        logger.warning("a sent message could not be marked and may come again: %s", problem)
