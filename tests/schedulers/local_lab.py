@@ -95,14 +95,27 @@ class LocalLab(Lab):
         if not (home / "say").exists():
             os.mkfifo(home / "say")
         checkpoints = CheckpointSpec(directory=str(home / "checkpoints"), resume=resume) if resume else None
+        command = (sys.executable, str(self.script), workload.value, str(home))
+        return await self.start_command(name, command, {}, checkpoints, home)
+
+    async def start_command(
+        self,
+        name: str,
+        command: tuple[str, ...],
+        settings: Mapping[str, Any],
+        checkpoints: CheckpointSpec | None = None,
+        cwd: Path | None = None,
+    ) -> Job:
+        """Start any command as a job of this lab."""
         job = await start_job(
             LocalJob(
                 name=name,
                 state=self.folder / name,
-                command=(sys.executable, str(self.script), workload.value, str(home)),
-                cwd=home,
+                command=command,
+                cwd=cwd or self.folder,
                 checkpoints=checkpoints,
                 supervisor={
+                    **settings,
                     "retry": {"max": 1, "delay_seconds": 600, "exit_codes": [75]},
                     "log": {"max_bytes": 200_000, "keep": 1000},
                     "sample_seconds": 0.3,

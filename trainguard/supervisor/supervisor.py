@@ -1259,13 +1259,38 @@ def stacks_of(pid: int) -> str:
 
 
 def kernel_log(since: float) -> str:
-    """Read the kernel's last words, as far as we may."""
-    text = output_of(
-        ("journalctl", "-k", "--no-pager", "-o", "short-iso", "-n", "300", f"--since=@{int(since)}")
-    )
-    if text and "No entries" not in text and "No journal files" not in text:
-        return text
-    return "\n".join(output_of(("dmesg", "-T")).splitlines()[-300:])
+    """Read what the kernel said since a time, each line with its time of day; empty where we may not.
+
+    At most 4,000 lines: an out-of-memory report alone has hundreds.
+    """
+    lines = kernel_lines(output_of(("dmesg",)), since, time.time() - time.monotonic())
+    if not lines:
+        argv = (
+            "journalctl",
+            "-k",
+            "--no-pager",
+            "-q",
+            "-o",
+            "short-iso",
+            "-n",
+            "4000",
+            f"--since=@{int(since)}",
+        )
+        text = output_of(argv)
+        lines = [] if "No entries" in text or "No journal files" in text else text.splitlines()
+    return "\n".join(lines[-4000:])
+
+
+def kernel_lines(text: str, since: float, booted_at: float) -> list[str]:
+    """Pick dmesg's lines since a time, and write the time of day where it has seconds since boot."""
+    lines = []
+    for line in text.splitlines():
+        match = re.match(r"\[\s*(\d+\.\d+)\] (.*)", line)
+        at = booted_at + float(match.group(1)) if match else 0.0
+        if match and at >= since - 1.0:
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at))
+            lines.append(f"{stamp}+0000 kernel: {match.group(2)}")
+    return lines
 
 
 def save_evidence(attempt: Attempt, folder: Path) -> None:

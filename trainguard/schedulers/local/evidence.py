@@ -16,11 +16,8 @@ from trainguard.supervisor import supervisor
 
 LOG_BYTES = 4_000_000
 EARLIER_BYTES = 256_000
-KILLED = re.compile(r"Killed process (\d+)|oom_reaper: reaped process (\d+)|oom-kill:.*\bpid=(\d+)")
-
-REPORT = re.compile(r"invoked oom-killer|oom-kill:")
-REPORT_LINES = 2000
-"""A report that names nobody within so many lines is kept whole."""
+OOM_BEGINS = re.compile(r"invoked oom-killer")
+OOM_ENDS = re.compile(r"Killed process (\d+)|oom_reaper: reaped process (\d+)")
 
 
 def collect(job: Job) -> list[Evidence]:
@@ -113,28 +110,33 @@ def _processes(folder: Path, state: dict[str, Any]) -> list[Evidence]:
 def _kernel(state: dict[str, Any]) -> list[Evidence]:
     """The kernel's lines since the attempt began, without kills of processes that are not the job's."""
     text = supervisor.kernel_log(float(state.get("started_at") or 0))
-    if not text:
-        return [_note(Path("/"), "kernel log", "neither journalctl nor dmesg may be read, or both are empty")]
     ours = {int(pid) for pid in [*state.get("pids", []), state.get("pid") or 0]}
-    return [_said("kernel log", EvidenceKind.KERNEL, without_strangers(text, ours))]
+    kept = without_strangers(text, ours, str(state.get("token") or "no attempt"))
+    return [_said("kernel log", EvidenceKind.KERNEL, kept)]
 
 
-def without_strangers(text: str, ours: set[int]) -> str:
+def without_strangers(text: str, ours: set[int], token: str) -> str:
     """Leave out the kernel's out-of-memory reports about other jobs' processes: here they prove nothing.
 
-    A report runs from the line that invokes the killer to the one that names whom it killed.
+    A report runs from the line that invokes the killer to the one that names whom it killed. It is ours if
+    the process is, or if it names the attempt's control group.
     """
     kept: list[str] = []
     report: list[str] = []
     left_out = 0
     for line in text.splitlines():
-        report.append(line)
-        match = KILLED.search(line)
-        if match is None and (REPORT.search(line) or len(report) > 1) and len(report) < REPORT_LINES:
+        if OOM_BEGINS.search(line):
+            kept += report
+            report = [line]
             continue
-        strange = match is not None and int(next(filter(None, match.groups()))) not in ours
-        left_out += len(report) if strange else 0
-        kept += [] if strange else report
+        ended = OOM_ENDS.search(line)
+        if ended is None:
+            (report or kept).append(line)
+            continue
+        report.append(line)
+        mine = int(ended.group(1) or ended.group(2)) in ours or any(token in one for one in report)
+        kept += report if mine else []
+        left_out += 0 if mine else len(report)
         report = []
     kept += report
     if left_out:
