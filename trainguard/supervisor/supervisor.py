@@ -2115,7 +2115,7 @@ class Supervisor:
 
     def _is_silent(self) -> bool:
         """A command that says nothing does not end when asked; its stacks are worth more. A hang may spin."""
-        return time.time() - (self.state.get("heartbeat_at") or time.time()) > 20
+        return time.time() - (self.state.get("heartbeat_at") or time.time()) > 5
 
     def _new_attempt(self) -> Json:
         return {
