@@ -286,11 +286,22 @@ def _automatics(situation: Situation, action: Action) -> _Said:
             f"the cause is not certain ({diagnosis.confidence:.2f} < {CERTAIN_ENOUGH})",
         ),
         (action.kind.scope is Scope.CLUSTER, "cluster scope is never automatic"),
+        (
+            action.kind.scope is Scope.NODE and not _proven_outside_the_job(situation, action),
+            "only the job's own log accuses the node, and a log can print anything",
+        ),
     )
     for stops, why in reasons:
         if stops:
             return _ask(situation, action, why, "")
     return None
+
+
+def _proven_outside_the_job(situation: Situation, action: Action) -> bool:
+    """Whether the scheduler or a source that the job can't write to says that the nodes are bad."""
+    if set(action.nodes) <= set(situation.observation.bad_nodes):
+        return True
+    return any(citation.source.kind != "log" for citation in situation.diagnosis.citations)
 
 
 def _whitelist(situation: Situation, action: Action) -> _Said:

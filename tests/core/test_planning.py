@@ -1,0 +1,247 @@
+"""What may be done, asked for or refused: the policy as tables of cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trainguard.core.action import Access, ActionKind
+from trainguard.core.checkpoint import Checkpoint
+from trainguard.core.decision import Decision, Plan, Verdict
+from trainguard.core.evidence import Citation
+from trainguard.core.history import RecoveryRecord
+from trainguard.core.incident import Incident, IncidentState
+from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
+from trainguard.core.observation import Liveness, LogSource, Observation
+from trainguard.core.planning import Situation, plan, refused_steps, stale
+from trainguard.core.policy import Allow, Budgets, Limits, Policy, Preset
+from trainguard.core.signal import Signal, SignalKind
+from trainguard.core.verdict import Diagnosis, FaultClass, SaidBy, Suspect
+
+REF = JobRef(scheduler="slurm", cluster="lab", id="7")
+RUN = Incarnation(job=REF, token="7.1")
+NOW = 1_000_000.0
+EVERYTHING = frozenset(ActionKind)
+GOOD = (
+    Checkpoint(path="/c/step-90", step=90, good=True, at=9.0),
+    Checkpoint(path="/c/step-80", step=80, good=True, at=8.0),
+)
+
+
+def signal(kind: SignalKind = SignalKind.CRASH, *sources: str) -> Signal:
+    return Signal(kind=kind, at=NOW, detail="x", sources=sources or ("scheduler", "process"))
+
+
+def situation(**changes: Any) -> Situation:
+    incident = Incident(
+        id="abcdefgh", job_key=REF.key, incarnation=RUN, signals=(signal(),), detected_at=NOW, step=95
+    )
+    found = Diagnosis(
+        fault=FaultClass.NCCL_COMM,
+        cause="a rank left",
+        by=SaidBy.RULE,
+        confidence=0.9,
+        actions=(ActionKind.RESTART,),
+        fingerprint="f1",
+    )
+    seen = Observation(
+        job=REF,
+        at=NOW,
+        source="squeue",
+        liveness=Liveness.FAILED,
+        native="FAILED",
+        incarnation=RUN,
+        nodes=("n1", "n2"),
+    )
+    known: dict[str, Any] = {
+        "job": Job(ref=REF, name="j"),
+        "incident": incident,
+        "diagnosis": found,
+        "observation": seen,
+        "policy": Policy(preset=Preset.AUTONOMOUS),
+        "access": Access(job_seen=True, logs_readable=True),
+        "supported": EVERYTHING,
+        "checkpoints": GOOD,
+        "known_nodes": frozenset({"n1", "n2"}),
+        "now": NOW,
+    }
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        known[part] = known[part].model_copy(update={field: value}) if field else value
+    return Situation(**known)
+
+
+def only(made: Plan) -> Decision:
+    (step,) = made.steps
+    return step
+
+
+RUNS, ASKS, REFUSED = Verdict.RUN, Verdict.ASK, Verdict.REFUSE
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "why"),
+    [
+        ({}, RUNS, "autonomous"),
+        ({"policy": Policy(preset=Preset.OBSERVE)}, REFUSED, "not whitelisted"),
+        ({"policy": Policy(preset=Preset.ASSIST)}, ASKS, "not whitelisted"),
+        ({"policy": Policy(allow=(Allow(action=ActionKind.RESTART),))}, RUNS, "policy.allow"),
+        (
+            {"policy": Policy(allow=(Allow(action=ActionKind.RESTART, faults=(FaultClass.DATA,)),))},
+            ASKS,
+            "not whitelisted",
+        ),
+        (
+            {"policy": Policy(allow=(Allow(action=ActionKind.RESTART),), refuse=(ActionKind.RESTART,))},
+            REFUSED,
+            "policy.refuse",
+        ),
+        ({"supported": frozenset()}, REFUSED, "can't do"),
+        ({"access__impossible": {ActionKind.RESTART: "no right"}}, REFUSED, "no right"),
+        ({"incident__step": None, "checkpoints": ()}, REFUSED, "before its first step"),
+        ({"incident__step": None}, RUNS, "autonomous"),
+        ({"observation__liveness": Liveness.RUNNING}, RUNS, "autonomous"),
+        (
+            {
+                "observation__liveness": Liveness.RUNNING,
+                "incident__signals": (signal(SignalKind.STALL, "log"),),
+            },
+            ASKS,
+            "only log says so",
+        ),
+        ({"observation__liveness": Liveness.RUNNING, "diagnosis__confidence": 0.4}, ASKS, "not certain"),
+        ({"diagnosis__confidence": 0.4}, RUNS, "autonomous"),
+        ({"alike_jobs": 3}, ASKS, "storm"),
+    ],
+)
+def test_the_verdict_on_a_restart_and_its_basis(changes: dict[str, Any], verdict: Verdict, why: str) -> None:
+    step = only(plan(situation(**changes)))
+    assert step.verdict is verdict
+    assert why in step.basis
+
+
+def record(**changes: Any) -> RecoveryRecord:
+    known: dict[str, Any] = {
+        "incident": "older",
+        "fingerprint": "f1",
+        "fault": FaultClass.NCCL_COMM,
+        "actions": (ActionKind.RESTART,),
+        "acted_at": NOW - 600,
+        "step_before": 95,
+        "step_reached": 95,
+        "state": IncidentState.UNRECOVERABLE,
+    }
+    return RecoveryRecord(**{**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("history", "verdict"),
+    [
+        ((), RUNS),
+        ((record(),), REFUSED),
+        ((record(step_reached=None),), REFUSED),
+        ((record(step_reached=200),), RUNS),
+        ((record(fingerprint="other"),), RUNS),
+        ((record(acted_at=None),), RUNS),
+        ((record(step_reached=200), record()), RUNS),
+    ],
+)
+def test_the_same_error_after_a_fix_without_progress_stops(
+    history: tuple[RecoveryRecord, ...], verdict: Verdict
+) -> None:
+    assert only(plan(situation(history=history))).verdict is verdict
+
+
+def test_flapping_asks_a_person_whatever_the_causes() -> None:
+    history = tuple(record(fingerprint=f"f{i}", step_reached=500) for i in range(6))
+    step = only(plan(situation(history=history)))
+    assert step.verdict is ASKS and "flapping" in step.basis
+
+
+def test_a_node_is_left_out_only_where_the_scheduler_knows_it() -> None:
+    ladder = (ActionKind.RESTART_EXCLUDING_NODE,)
+    known = situation(
+        diagnosis__actions=ladder, diagnosis__suspects=(Suspect(node="n2"), Suspect(node="evil"))
+    )
+    assert only(plan(known)).action.nodes == ("n2",)
+    forged = situation(diagnosis__actions=ladder, diagnosis__suspects=(Suspect(node="evil"),))
+    assert only(plan(forged)).verdict is REFUSED
+
+
+def cited(kind: str) -> tuple[Citation, ...]:
+    return (Citation(source=LogSource(name="x", kind=kind), line=1, text="NVRM: Xid 79"),)
+
+
+@pytest.mark.parametrize(("kind", "verdict"), [("log", ASKS), ("kernel", RUNS)])
+def test_a_node_is_never_drained_on_the_word_of_the_jobs_own_log(kind: str, verdict: Verdict) -> None:
+    known = situation(
+        diagnosis__actions=(ActionKind.RESTART_EXCLUDING_NODE, ActionKind.DRAIN_NODE),
+        diagnosis__suspects=(Suspect(node="n2"),),
+        diagnosis__citations=cited(kind),
+        policy=Policy(preset=Preset.AUTONOMOUS, allow=(Allow(action=ActionKind.DRAIN_NODE),)),
+    )
+    made = plan(known)
+    decided = {step.action.kind: step.verdict for step in (*made.steps, *refused_steps(known, made))}
+    assert decided[ActionKind.DRAIN_NODE] is verdict
+    assert made.steps[-1].action.kind is ActionKind.RESTART_EXCLUDING_NODE
+
+
+def test_the_blast_radius_counts_nodes_left_out_before() -> None:
+    known = situation(
+        diagnosis__actions=(ActionKind.RESTART_EXCLUDING_NODE,),
+        diagnosis__suspects=(Suspect(node="n2"),),
+        excluded_nodes=frozenset({"a", "b"}),
+        policy=Policy(preset=Preset.AUTONOMOUS, budgets=Budgets(excluded_nodes=2)),
+    )
+    assert only(plan(known)).verdict is ASKS
+
+
+def test_the_first_rung_that_may_run_is_taken_before_one_that_must_be_asked() -> None:
+    known = situation(
+        diagnosis__actions=(ActionKind.RESTART_WITH_MORE_MEMORY, ActionKind.RESTART),
+        policy=Policy(allow=(Allow(action=ActionKind.RESTART),)),
+    )
+    assert only(plan(known)).action.kind is ActionKind.RESTART
+
+
+def test_more_memory_is_counted_from_the_present_limit_and_capped() -> None:
+    ladder = (ActionKind.RESTART_WITH_MORE_MEMORY,)
+    grown = situation(diagnosis__actions=ladder, observation__memory_limit=100)
+    assert only(plan(grown)).action.memory_bytes == 150
+    policy = Policy(preset=Preset.AUTONOMOUS, limits=Limits(memory_bytes=120))
+    capped = situation(diagnosis__actions=ladder, observation__memory_limit=100, policy=policy)
+    assert only(plan(capped)).action.memory_bytes == 120
+
+
+def test_a_bad_newest_checkpoint_is_set_aside_before_a_training_that_looks_for_its_own() -> None:
+    bad = Checkpoint(path="/c/step-100", step=100, good=False, problem="truncated")
+    spec = CheckpointSpec(directory="/c", resume=Resume(by=ResumeBy.NOTHING))
+    job = Job(ref=REF, name="j", checkpoints=spec)
+    allowed = Policy(allow=(Allow(action=ActionKind.RESTART), Allow(action=ActionKind.SET_ASIDE_CHECKPOINT)))
+    made = plan(situation(job=job, checkpoints=(bad, *GOOD), policy=allowed))
+    assert [(s.action.kind, s.action.checkpoint) for s in made.steps] == [
+        (ActionKind.SET_ASIDE_CHECKPOINT, "/c/step-100"),
+        (ActionKind.RESTART, "/c/step-90"),
+    ]
+    not_allowed = Policy(allow=(Allow(action=ActionKind.RESTART),))
+    assert plan(situation(job=job, checkpoints=(bad, *GOOD), policy=not_allowed)).verdict is ASKS
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        ({}, ""),
+        ({"liveness": Liveness.UNKNOWN}, "can't be seen"),
+        ({"incarnation": None}, "does not name"),
+        ({"incarnation": Incarnation(job=REF, token="7.2")}, "is now incarnation 7.2"),
+        ({"liveness": Liveness.STOPPED}, "stopped it"),
+        ({"liveness": Liveness.SUCCEEDED}, "finished"),
+        ({"restart_underway": True}, "already bringing it back"),
+    ],
+)
+def test_an_action_is_stale_once_the_job_is_not_as_diagnosed(seen: dict[str, Any], why: str) -> None:
+    known = situation()
+    action = only(plan(known)).action
+    said = stale(known.incident, action, known.observation.model_copy(update=seen))
+    assert (why in said) if why else said == ""
