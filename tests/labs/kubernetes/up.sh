@@ -105,7 +105,7 @@ certificate admin /O=system:masters/CN=admin
 certificate kubelet-client /O=system:masters/CN=apiserver-kubelet-client
 certificate kube-controller-manager /CN=system:kube-controller-manager
 certificate kube-scheduler /CN=system:kube-scheduler
-certificate node /O=system:nodes/CN=system:node:real-node IP:127.0.0.1,DNS:localhost,DNS:real-node
+certificate node /O=system:nodes/CN=system:node:localhost IP:127.0.0.1,DNS:localhost
 for user in admin kube-controller-manager kube-scheduler node; do kubeconfig $user; done
 
 server etcd "$bin/etcd" --data-dir "$run/etcd" --unsafe-no-fsync --log-level error \
@@ -119,7 +119,7 @@ server kube-apiserver "$bin/kube-apiserver" --etcd-servers="http://127.0.0.1:$et
   --client-ca-file="$run/pki/ca.crt" --tls-cert-file="$run/pki/apiserver.crt" \
   --tls-private-key-file="$run/pki/apiserver.key" --kubelet-certificate-authority="$run/pki/ca.crt" \
   --kubelet-client-certificate="$run/pki/kubelet-client.crt" \
-  --kubelet-client-key="$run/pki/kubelet-client.key" --kubelet-preferred-address-types=InternalIP \
+  --kubelet-client-key="$run/pki/kubelet-client.key" --kubelet-preferred-address-types=Hostname,InternalIP \
   --service-account-key-file="$run/pki/accounts.pub" \
   --service-account-signing-key-file="$run/pki/accounts.key" \
   --service-account-issuer=https://kubernetes.default.svc --profiling=false --v=0
