@@ -153,7 +153,7 @@ async def test_the_secret_address_is_in_no_log_and_no_result(caplog: pytest.LogC
 )
 def test_an_address_that_is_not_slacks_is_refused_without_being_shown(url: str) -> None:
     with pytest.raises(ValidationError, match="must begin with https://") as caught:
-        SlackWebhook(url=SecretStr(url))
+        SlackWebhook.model_validate({"url": url})
     assert "abcDEF0123456789" not in str(caught.value)
 
 
@@ -164,7 +164,7 @@ def test_slacks_own_address_is_taken() -> None:
 
 def test_an_address_that_apprise_does_not_know_is_refused_without_being_shown() -> None:
     with pytest.raises(ValidationError, match="does not know") as caught:
-        AppriseAddress(address=SecretStr("nonsense://user:hunter2@host"))
+        AppriseAddress.model_validate({"address": "nonsense://user:hunter2@host"})
     assert "hunter2" not in str(caught.value)
 
 

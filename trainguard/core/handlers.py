@@ -56,8 +56,6 @@ def match_handler(
 
     An unknown exit code matches nothing: a handler acts on facts only.
     """
-    if exit_code is None:
-        return None
     for handler in handlers:
         for number, rule in enumerate(handler.rules, 1):
             key = f"{handler.name}#{number}"
