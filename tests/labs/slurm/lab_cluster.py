@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -40,6 +39,10 @@ class Cluster:
     @property
     def folder(self) -> Path:
         return Path(self.facts["DIR"])
+
+    @property
+    def lab(self) -> str:
+        return self.within(self.folder.parent)
 
     @property
     def home(self) -> Path:
@@ -84,13 +87,15 @@ class Cluster:
     def run(self, *argv: str, user: str | None = None, check: bool = True, lab: str = "") -> str:
         """Run one of Slurm's commands as the job's owner, or as another user."""
         env = {
-            "SLURM_CONF": self.facts["CONF"],
+            "SLURM_CONF": self.within(Path(self.facts["CONF"])),
             "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin",
-            "HOME": str(self.home),
+            "HOME": self.within(self.home),
             "LAB": lab,
         }
         who = user or self.facts["USER_NAME"]
         call = argv if who == "root" else ("runuser", "-u", who, "--", *argv)
+        if "CHROOT" in self.facts:
+            call = ("chroot", self.facts["CHROOT"], *call)
         done = subprocess.run(
             call, env=env, cwd=self.home, capture_output=True, text=True, check=False, timeout=60
         )
@@ -103,23 +108,33 @@ class Cluster:
         folder.mkdir()
         for path in (folder, folder / "ckpt"):
             path.mkdir(exist_ok=True)
-            shutil.chown(path, self.facts["USER_NAME"], self.facts["USER_NAME"])
+            self.give(path)
         return folder
+
+    def give(self, path: Path) -> None:
+        """Make the job's owner the owner of a file."""
+        owner = self.home.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+
+    def within(self, path: Path) -> str:
+        """Name a path as the cluster sees it: that of another Debian lives in a chroot."""
+        return str(path).removeprefix(self.facts.get("CHROOT", ""))
 
     def submit(self, folder: Path, script: str, *options: str, args: tuple[str, ...] = ()) -> str:
         """Submit a batch script from a job's folder; gives the id."""
         path = folder / "job.sh"
         path.write_text(script)
         path.chmod(0o755)
-        shutil.chown(path, self.facts["USER_NAME"])
-        return self.run("sbatch", "--parsable", f"--chdir={folder}", *options, str(path), *args).strip()
+        self.give(path)
+        chdir = f"--chdir={self.within(folder)}"
+        return self.run("sbatch", "--parsable", chdir, *options, self.within(path), *args).strip()
 
     def job(
         self, native: str, folder: Path | None = None, resume: Resume | None = None, **more: object
     ) -> Job:
         spec = None
         if folder is not None:
-            spec = CheckpointSpec(directory=str(folder / "ckpt"), resume=resume or Resume())
+            spec = CheckpointSpec(directory=self.within(folder / "ckpt"), resume=resume or Resume())
         ref = JobRef(scheduler="slurm", cluster=self.name, id=native)
         return Job.model_validate({"ref": ref, "name": f"job {native}", "checkpoints": spec, **more})
 

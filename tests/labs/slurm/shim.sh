@@ -8,7 +8,7 @@ real=/usr/bin/$name
 cut() { # end the sshd that serves this login: the nearest ancestor of that name
   pid=$$
   while [ "$pid" -gt 1 ]; do
-    [ "$(cat "/proc/$pid/comm")" = sshd ] && kill -KILL "$pid" && return
+    case $(cat "/proc/$pid/comm") in sshd*) kill -KILL "$pid" && return ;; esac
     pid=$(awk '/^PPid/ {print $2}' "/proc/$pid/status")
   done
 }

@@ -167,7 +167,7 @@ async def losing(acct: Cluster, tmp_path: Path) -> AsyncIterator[tuple[SlurmSche
     for name in ("squeue", "sbatch", "scancel", "scontrol"):
         shutil.copy(HERE / "shim.sh", shims / name)
         (shims / name).chmod(0o755)
-    yield acct.scheduler(path=(str(shims),)), shims / "lose"
+    yield acct.scheduler(path=(acct.within(shims),)), shims / "lose"
     await acct.close()
     shutil.rmtree(shims)
 
@@ -359,7 +359,11 @@ async def test_the_rights_of_a_stranger_are_told(acct: Cluster) -> None:
     path.write_text(BASH + "sleep 300\n")
     folder.chmod(0o777)
     native = acct.run(
-        "sbatch", "--parsable", f"--chdir={folder}", str(path), user=acct.facts["OPS_NAME"]
+        "sbatch",
+        "--parsable",
+        f"--chdir={acct.within(folder)}",
+        acct.within(path),
+        user=acct.facts["OPS_NAME"],
     ).strip()
     scheduler, job = acct.scheduler(), acct.job(native)
     try:

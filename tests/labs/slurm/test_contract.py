@@ -63,7 +63,7 @@ class SlurmLab(Lab):
         return self._adapter
 
     def twin(self) -> SlurmScheduler:
-        return self.cluster.scheduler(port=self.proxy.port, path=(str(self.shims),))
+        return self.cluster.scheduler(port=self.proxy.port, path=(self.cluster.within(self.shims),))
 
     async def start(self, workload: Workload, resume: Resume | None = None) -> Job:
         folder = self.cluster.job_folder()

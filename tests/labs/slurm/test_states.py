@@ -114,15 +114,16 @@ async def test_what_ended_on_purpose_is_stopped_not_failed(acct: Cluster) -> Non
         acct.submit(folder, BASH + "sleep 300\n", "-p", "lowcancel", "-w", acct.node(1), "--exclusive")
     )
     mine = acct.job(acct.submit(folder, BASH + "sleep 300\n", "-w", acct.node(2)))
-    late = acct.job(
-        acct.submit(folder, BASH + "sleep 300\n", "--deadline=now+62", "--time=1", "--begin=now+30")
-    )
     for job in (low, mine):
         await until_seen(scheduler, job, is_(Liveness.RUNNING), "runs")
     acct.run("scancel", mine.ref.id)
     acct.submit(folder, BASH + "sleep 300\n", "-p", "high", "-w", acct.node(1), "--exclusive")
-    acct.run("scontrol", "update", f"jobid={late.ref.id}", "StartTime=now", "Deadline=now+1", check=False)
-    for job, word in ((low, "PREEMPTED"), (mine, "CANCELLED")):
+    late = acct.job(
+        acct.submit(
+            folder, BASH + "sleep 300\n", "--deadline=now+62", "--time=1", "-w", acct.node(1), "--exclusive"
+        )
+    )
+    for job, word in ((low, "PREEMPTED"), (mine, "CANCELLED"), (late, "DEADLINE")):
         seen = await until_seen(scheduler, job, lambda one: one.liveness.terminal, f"{word}", 60)
         assert (seen.liveness, seen.native) == (Liveness.STOPPED, word)
 
@@ -244,8 +245,10 @@ async def test_a_heterogeneous_job_is_one_job(cluster: Cluster) -> None:
     folder = cluster.job_folder()
     path = folder / "job.sh"
     path.write_text(BASH + "sleep 2\nexit 4\n")
-    cluster.run("chmod", "755", str(path), user="root")
-    base = cluster.run("sbatch", "--parsable", "-n1", ":", "-n1", str(path)).strip()
+    path.chmod(0o755)
+    base = cluster.run(
+        "sbatch", "--parsable", f"--chdir={cluster.within(folder)}", "-n1", ":", "-n1", cluster.within(path)
+    ).strip()
     whole, part = cluster.job(base), cluster.job(f"{base}+1")
     seen = await until_seen(scheduler, whole, is_(Liveness.RUNNING), "runs")
     assert (await scheduler.observe([part]))[part.ref].liveness is Liveness.RUNNING
@@ -369,5 +372,5 @@ async def test_accounting_that_is_down_changes_no_verdict_and_stops_actions(acct
     finally:
         acct.start("slurmdbd")
         acct.wait(
-            lambda: "tgacct" in acct.run("sacctmgr", "-n", "list", "cluster", check=False), 20, "slurmdbd"
+            lambda: acct.name in acct.run("sacctmgr", "-n", "list", "cluster", check=False), 20, "slurmdbd"
         )

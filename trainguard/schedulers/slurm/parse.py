@@ -104,15 +104,15 @@ def _squeue(row: Mapping[str, str]) -> Record | None:
     name = job_id(row["JobArrayID"]) or job_id(row["JobID"])
     if name is None:
         return None
-    status, derived = _int(row["exit_code"]), _int(row["DerivedEC"])
+    code, signal = wait_status(row["exit_code"])
     return Record(
         id=name,
         source="squeue",
         state=row["State"].strip(),
         reason=_text(row["Reason"]),
-        code=None if status is None else status >> 8,
-        signal=0 if status is None else status & 0x7F,
-        derived_code=0 if derived is None else derived >> 8,
+        code=code,
+        signal=signal,
+        derived_code=wait_status(row["DerivedEC"])[0] or 0,
         restarts=_int(row["RestartCnt"]) or 0,
         submit=_int(row["SubmitTime"]) or 0,
         start=_int(row["StartTime"]),
@@ -173,6 +173,14 @@ def _sacct(row: Mapping[str, str]) -> Record | None:
         user=row["User"].strip(),
         comment=_text(row["Comment"]),
     )
+
+
+def wait_status(text: str) -> tuple[int | None, int]:
+    """Read squeue's exit code: 22.05 prints the status of wait(2), 24.11 `3:0`."""
+    if ":" in text:
+        return exit_code(text)
+    status = _int(text)
+    return (None, 0) if status is None else (status >> 8, status & 0x7F)
 
 
 def exit_code(text: str) -> tuple[int | None, int]:
