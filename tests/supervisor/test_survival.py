@@ -205,6 +205,14 @@ def test_a_lost_state_file_is_made_anew_from_the_attempts(job: Supervised) -> No
         assert after[field] == before[field], field
 
 
+def test_a_supervisor_whose_job_is_over_does_not_outlive_its_folder(job: Supervised) -> None:
+    job.start(sys.executable, "-c", "raise SystemExit(1)")
+    pid = job.until_status("failed")["supervisor"]["pid"]
+    assert supervisor.start_of(pid) is not None
+    shutil.rmtree(job.state)
+    until(lambda: supervisor.start_of(pid) is None, "it leaves")
+
+
 def test_the_state_folder_is_private(job: Supervised) -> None:
     job.start_python(STEPS, SECRET_TOKEN="hunter2")
     assert "hunter2" in (job.state / "env.json").read_text()

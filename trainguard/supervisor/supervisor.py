@@ -1726,7 +1726,11 @@ class Supervisor:
         self.leaving = number
 
     def _may_go(self) -> bool:
-        if self.state["status"] not in OVER or any((self.folder / "inbox").glob("*.json")):
+        if not self.folder.exists():
+            return not is_alive(self.state.get("pid"), self.state.get("pid_started"))
+        if self.state["status"] not in OVER:
+            return False
+        if any((self.folder / "inbox").glob("*.json")):
             return False
         stays = self.state["status"] == "failed" and not self.foreground
         linger = self.config["linger_seconds"] if stays else 0.0
