@@ -48,7 +48,7 @@ _PROGRAM = re.compile(
 )
 """Keys that are the name of who speaks."""
 _PATTERN_KEY = re.compile(
-    r"(?i)[\"']?\b[\w-]*(?:pattern|regexp?|match(?:es)?|grep|retry_on|restart_on|ignore|alert_on|"
+    r"(?i)[\"']?(?<![\w-])[\w-]{0,60}?(?:pattern|regexp?|match(?:es)?|grep|retry_on|restart_on|ignore|alert_on|"
     r"on_(?:error|failure|match|log)|description|help|hint|example|rules?|policy|policies|keywords?)[\"']?\s?[:=]\s?\S"
 )
 _SPEAKING = re.compile(

@@ -22,8 +22,10 @@ _KEPT = 4
 """Hits of one rule, rank and node that are kept from the beginning, and as many from the end."""
 _KEYS = 20_000
 """Rules times ranks that are kept apart."""
-_AT_ONCE = 2_000
-"""Lines with the same literals that are looked at as they come; later ones only if they are the last."""
+_AT_ONCE = 500
+"""Lines with the same literals that are all looked at; after that only forms that are not yet familiar."""
+_ALIKE = 16
+_FORMS = 8_192
 _AT_ONCE_ALL = 50_000
 _SETS = 512
 """Kinds of lines, by their literals, that are told apart."""
@@ -103,7 +105,13 @@ def scan(stream: Stream, index: int, matcher: Matcher) -> Scanned:
     return _Scanner(stream, index, matcher).run()
 
 
-_Waiting = tuple[tuple[Entry, ...], int, bytes, bytes]
+_Waiting = tuple[frozenset[int], int, bytes, bytes]
+_VARIABLE = re.compile(rb"\d\d:\d\d(?::\d\d)?|\.\d{2,}|\d{4,}|0x[0-9a-f]+")
+"""What tells lines of one form apart: short numbers (an Xid, an exit code) and magnitudes stay."""
+
+
+def _masked(found: re.Match[bytes]) -> bytes:
+    return b"#" * (found.end() - found.start())
 
 
 class _Scanner:
@@ -111,6 +119,7 @@ class _Scanner:
         self._matcher = matcher
         self._found = Scanned(stream, index)
         self._seen: Counter[frozenset[int]] = Counter()
+        self._forms: Counter[bytes] = Counter()
         self._looked = 0
         self._waiting: dict[frozenset[int], deque[_Waiting]] = {}
         self._previous = b""
@@ -144,8 +153,8 @@ class _Scanner:
         found = self._found
         found.tail = self._previous
         for waiting in self._waiting.values():
-            for entries, number, raw, before in waiting:
-                self._line(entries, number, raw, partial(bytes, before))
+            for literals, number, raw, before in waiting:
+                self._line(self._matcher.plausible(literals, raw), number, raw, partial(bytes, before))
         if found.size > _REGION:
             tail = found.tail[found.tail.find(b"\n") + 1 :]
             first = found.lines - tail.count(b"\n")
@@ -173,32 +182,46 @@ class _Scanner:
 
     def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
         raw = data[start:end]
+        if self._familiar(literals, raw):
+            waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
+            waiting.append((literals, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
+            return
         entries = self._matcher.plausible(literals, raw)
         if not entries:
             self._matcher.in_vain(literals)
             return
-        if literals not in self._seen and len(self._seen) >= _SETS:
-            literals = frozenset()  # too many kinds to tell apart
-        self._seen[literals] += 1
-        self._looked += 1
         previous = self._previous
 
         def before() -> bytes:
             near = data[max(0, start - _LOOKBACK) : start]
             return near if start >= _LOOKBACK else previous[start - _LOOKBACK :] + near
 
-        if self._seen[literals] <= _AT_ONCE and self._looked <= _AT_ONCE_ALL:
-            if not self._line(entries, number, raw, before):
-                self._matcher.in_vain(literals)
-        else:
-            waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
-            waiting.append((entries, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
+        if not self._line(entries, number, raw, before):
+            self._matcher.in_vain(literals)
+
+    def _familiar(self, literals: frozenset[int], raw: bytes) -> bool:
+        """Whether lines like this one, but for times and long numbers, were looked at often enough.
+
+        Only the last of them are looked at then, at the end. Without this a flood of one line would
+        cost a look at each.
+        """
+        if literals not in self._seen and len(self._seen) >= _SETS:
+            literals = frozenset()  # too many kinds to tell apart
+        self._seen[literals] += 1
+        if self._seen[literals] <= _AT_ONCE:
+            return False
+        form = _VARIABLE.sub(_masked, raw)
+        times = self._forms[form]
+        if times < _ALIKE and len(self._forms) < _FORMS:
+            self._forms[form] = times + 1
+        return times >= _ALIKE or self._looked >= _AT_ONCE_ALL
 
     def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: Callable[[], bytes]) -> bool:
         text = clean(raw)
         entries = self._matcher.fitting(entries, text)
         if not entries:
             return False
+        self._looked += 1
         if all(entry.settled(self._found.healthy) for entry in entries):
             return True
         line = head(text)
