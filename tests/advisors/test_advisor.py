@@ -121,16 +121,21 @@ async def test_the_marker_is_another_each_time() -> None:
     assert first != second
 
 
-async def test_hosts_in_an_answer_get_their_names_back_only_in_citations() -> None:
+async def test_hosts_in_an_answer_get_their_names_back_and_it_is_not_remembered() -> None:
     def answer(request: Request) -> Answer:
         lines = request.json["messages"][1]["content"].split("\n")
         cited = next(line.partition("|")[2] for line in lines if "stale handle" in line)
         assert "masked-host-" in cited
-        return says({**GOOD, "citations": [cited]})
+        alias = next(word for word in cited.split() if word.startswith("masked-host-"))
+        return says({**GOOD, "citations": [cited], "cause": f"{alias} lost its disk."})
 
+    cache = MemoryCache()
     async with serving(answer) as server:
-        told = await advisor(server).consult(question())
+        told = await advisor(server, cache=cache).consult(question())
+        await advisor(server, cache=cache).consult(question())
     assert told.advice is not None
+    assert told.advice.cause == "storage-1.cluster.local lost its disk."
+    assert len(server.requests) == 2
     assert told.advice.citations[0].text.endswith("storage-1.cluster.local")
 
 

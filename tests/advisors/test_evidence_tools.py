@@ -79,10 +79,10 @@ async def test_a_result_is_cut(tools: ToolServer) -> None:
     assert lines[-1] == "[truncated]"
 
 
-@pytest.mark.parametrize("arguments", ["", "{", "[]", "3", '{"hots": 1}', "[" * 20_000])
-async def test_bad_arguments_are_told_not_raised(tools: ToolServer, arguments: str) -> None:
+async def test_bad_arguments_are_told_not_raised(tools: ToolServer) -> None:
     async with connected((tools,)) as found:
-        assert await found.call("site__storage_status", arguments, Masker(), 500)
+        for arguments in ("", "{", "[]", "3", '{"hots": 1}', "[" * 20_000):
+            assert await found.call("site__storage_status", arguments, Masker(), 500), arguments
 
 
 async def test_a_broken_and_a_slow_tool_are_told_not_raised(tools: ToolServer) -> None:

@@ -110,9 +110,11 @@ class Advisor:
             talk = Talk(self._completion, self._limits, spending, question, prompt, tools, masker)
             answer = await talk.answer()
         advice = self._grounded(answer, question, prompt.marker, (*prompt.sent, *talk.learnt))
-        if not talk.learnt:
+        named = masker.unmask(advice.cause)
+        if not talk.learnt and named == advice.cause:
+            # What tools said then, or which host it was, need not be so the next time.
             await self._cache.put(key, answer)
-        return _told(spending, advice=advice)
+        return _told(spending, advice=advice.model_copy(update={"cause": named}))
 
     async def _remembered(self, key: str, question: Question, prompt: Prompt) -> Advice | None:
         """Take an earlier answer, if what it cites stands in this evidence too."""
