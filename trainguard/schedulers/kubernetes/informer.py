@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import random
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from trainguard.core.errors import (
@@ -76,6 +76,7 @@ class Informer:
         self._indexed: defaultdict[str, set[str]] = defaultdict(set)
         self._gone: OrderedDict[str, Object] = OrderedDict()
         self._gone_names: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._named: dict[str, Object] | None = None
         self._settled = asyncio.Event()
         self._ended_at: float | None = None
         self._listed_at = 0.0
@@ -128,9 +129,11 @@ class Informer:
         found = {uid for word in words for uid in self._indexed.get(word, ())}
         return [self._objects[uid] for uid in sorted(found)]
 
-    def all(self) -> Iterator[Object]:
-        """Give every object."""
-        yield from list(self._objects.values())
+    def named(self) -> dict[str, Object]:
+        """Give every object by its name; for kinds without namespaces. Not to be changed."""
+        if self._named is None:
+            self._named = {reading.name(obj): obj for obj in self._objects.values()}
+        return self._named
 
     async def _run(self) -> None:
         failures = 0
@@ -234,10 +237,12 @@ class Informer:
                 self._indexed[word].add(uid)
         self._objects[uid] = obj
         self._names[key] = uid
+        self._named = None
 
     def _drop(self, obj: Object) -> None:
         uid, key = reading.uid(obj), _key(obj)
         self._objects.pop(uid, None)
+        self._named = None
         if self._names.get(key) == uid:
             del self._names[key]
         for word in self._keys(obj):

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from trainguard.core.errors import ConfigError, NotFoundError, SchedulerError
 from trainguard.core.job import Job, JobRef
@@ -27,7 +27,32 @@ BLINK_SECONDS = 0.5
 """How long a look waits for a stream that is being opened again."""
 RECREATE_SECONDS = 120.0
 """For how long a job that a guard deleted counts as being made again."""
+REUSE_SECONDS = 1.0
 REMEMBERED = 5000
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A reading and what it was made of: one change wakes every guard, and most have nothing new to read."""
+
+    obj: Object
+    scene: Scene
+    observation: Observation
+
+    def still(self, obj: Object, scene: Scene) -> bool:
+        """Whether nothing has changed. Time alone changes verdicts too, though not within a second."""
+        before, after = self.scene.pods, scene.pods
+        if (
+            obj is not self.obj
+            or scene.nodes is not self.scene.nodes
+            or scene.now - self.scene.now > REUSE_SECONDS
+        ):
+            return False
+        if before is None or after is None:
+            return before is after
+        return len(before) == len(after) and all(
+            one is other for one, other in zip(before, after, strict=True)
+        )
 
 
 class ClusterSight:
@@ -38,6 +63,7 @@ class ClusterSight:
         self._informers: dict[tuple[str, str], Informer] = {}
         self._last: OrderedDict[JobRef, tuple[str, Observation]] = OrderedDict()
         self._asked: dict[JobRef, tuple[float, Observation]] = {}
+        self._read: dict[JobRef, _Kept] = {}
         self._sequence = 0
         self._changed = asyncio.Condition()
         self._notify: asyncio.Task[None] | None = None
@@ -84,7 +110,7 @@ class ClusterSight:
         return Scene(
             now=time.time(),
             pods=own_pods(obj, pods.indexed(job_words(obj))) if pods.seeing else None,
-            nodes={reading.name(node): node for node in nodes.all()} if nodes.seeing else None,
+            nodes=nodes.named() if nodes.seeing else None,
             limits=self._limits,
         )
 
@@ -134,12 +160,16 @@ class ClusterSight:
 
     def _said(self, ref: JobRef, name: JobName, obj: Object, source: str) -> Observation:
         obj = self._speaker(name, obj)
-        told = read_job(obj, self.scene(obj))
-        made = self._observation(ref, name, obj, told, source)
+        scene = self.scene(obj)
+        kept = self._read.get(ref)
+        if kept is not None and kept.still(obj, scene):
+            return kept.observation.model_copy(update={"at": scene.now})
+        made = self._observation(ref, name, obj, read_job(obj, scene), source)
+        self._read[ref] = _Kept(obj, scene, made)
         self._last[ref] = (reading.uid(obj), made)
         self._last.move_to_end(ref)
         while len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
+            self._read.pop(self._last.popitem(last=False)[0], None)
         return made
 
     def _speaker(self, name: JobName, obj: Object) -> Object:
