@@ -36,7 +36,7 @@ class KubernetesCluster(SchedulerBlock):
     )  # a kubeconfig that is refused stays out of the message
 
     _block_type_name = "Kubernetes Cluster"
-    _block_type_slug = "kubernetes-cluster-guard"
+    _block_type_slug = "kubernetes-cluster"
     _description = "A Kubernetes cluster whose training jobs are guarded."
 
     cluster: str = Field(

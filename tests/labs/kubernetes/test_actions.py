@@ -148,15 +148,11 @@ async def test_a_broken_rollout_is_replaced_though_its_controller_waits(
     patch = {"spec": {"template": {"metadata": {"annotations": {"lab/does": "healthy"}}}}}
     await kubectl("-n", namespace, "patch", kind, "train", "-p", json.dumps(patch))
 
-    async def ready() -> Incarnation | None:
-        told = await seen(scheduler, job)
-        return (
-            told.incarnation
-            if told.liveness in (Liveness.FAILED, Liveness.RUNNING, Liveness.PENDING)
-            else None
-        )
+    async def second() -> Incarnation | None:
+        now = (await seen(scheduler, job)).incarnation
+        return now if now is not None and now.token.endswith("2") else None
 
-    await scheduler.perform(job, action(ActionKind.RESTART, await until(ready)), fence())
+    await scheduler.perform(job, action(ActionKind.RESTART, await until(second)), fence())
     await until_seen(scheduler, job, Liveness.RUNNING)
 
 
