@@ -46,6 +46,12 @@ def drain(node: str) -> str:
     return "drained"
 
 
+@server.tool(annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False))
+def restart_exporter() -> str:
+    """Change something harmless."""
+    return "restarted"
+
+
 @server.tool(annotations=ToolAnnotations(read_only_hint=True, destructive_hint=True))
 def contradiction() -> str:
     """Claim both."""
