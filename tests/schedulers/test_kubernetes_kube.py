@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import web
 from kubernetes_asyncio import client
 
@@ -215,3 +216,20 @@ async def test_a_setting_that_is_wrong_leaves_jobs_unknown_not_gone(tmp_path: Pa
     told = (await scheduler.observe([job]))[job.ref]
     await scheduler.close()
     assert (told.liveness, bool(told.reason)) == (Liveness.UNKNOWN, True)
+
+
+DEPLOYED = Path(__file__).parents[2] / "deployments" / "kubernetes"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in DEPLOYED.glob("*.yaml")))
+def test_what_is_deployed_can_be_read_and_runs_without_privileges(name: str) -> None:
+    for document in yaml.safe_load_all((DEPLOYED / name).read_text("utf-8")):
+        template = (document.get("spec") or {}).get("template") if document["kind"] == "Deployment" else None
+        if template is not None:
+            assert document["spec"]["strategy"] == {"type": "Recreate"}
+            assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+            inner = template["spec"]["containers"][0]["securityContext"]
+            assert (inner["allowPrivilegeEscalation"], inner["capabilities"]) == (False, {"drop": ["ALL"]})
+        for rule in document.get("rules") or []:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            assert "secrets" not in rule["resources"]
