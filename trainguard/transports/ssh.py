@@ -215,9 +215,10 @@ def _connect(target: SshTarget) -> list[paramiko.SSHClient]:
     clients = _connect(target.jump) if target.jump is not None else []
     client = paramiko.SSHClient()
     try:
+        key = _key(target)
         _trust(client, target)
         sock = _through(clients[-1], target) if clients else _socket(target)
-        _login(client, target, sock)
+        _login(client, target, key, sock)
     except BaseException:
         for opened in (client, *reversed(clients)):
             opened.close()
@@ -257,9 +258,13 @@ def _through(jump: paramiko.SSHClient, target: SshTarget) -> paramiko.Channel:
         ) from error
 
 
-def _login(client: paramiko.SSHClient, target: SshTarget, sock: socket.socket | paramiko.Channel) -> None:
+def _login(
+    client: paramiko.SSHClient,
+    target: SshTarget,
+    key: paramiko.PKey | None,
+    sock: socket.socket | paramiko.Channel,
+) -> None:
     who = f"{target.user or 'the local user name'}@{target.host}"
-    key = _key(target)
     usual = key is None
     try:
         client.connect(
