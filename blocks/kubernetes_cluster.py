@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import yaml
@@ -65,7 +66,8 @@ class KubernetesCluster(SchedulerBlock):
     )
     manifest_folder: Path | None = Field(
         default=None,
-        description="Folder, kept over restarts, where a job's manifest is put before the job is made again.",
+        description="Folder, kept over restarts, where a job's manifest is put before the job is made again. "
+        "By default trainguard/manifests under the user's state folder.",
     )
 
     @field_validator("kubeconfig")
@@ -121,7 +123,13 @@ class KubernetesCluster(SchedulerBlock):
 
     def make_scheduler(self) -> Scheduler:
         """Make the adapter."""
-        return KubernetesScheduler(self.cluster, self.access(), self.given_manifests(), self.manifest_folder)
+        folder = self.manifest_folder or _state_folder() / "manifests" / self.cluster
+        return KubernetesScheduler(self.cluster, self.access(), self.given_manifests(), folder.expanduser())
+
+
+def _state_folder() -> Path:
+    """Where a user's programs keep what must survive a restart (XDG Base Directory Specification)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "trainguard"
 
 
 def _text(given: str, field: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_manifest, job_of, pod_template
 from tests.labs.kubernetes.proxy import Proxy
-from tests.labs.kubernetes.test_watch import seen, started, until, until_seen
+from tests.labs.kubernetes.test_watch import pod_of, seen, started, until, until_seen
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, Resume, ResumeBy
@@ -561,6 +561,34 @@ async def test_a_guard_that_dies_between_deletion_and_creation_loses_nothing(
 
     await until(twice)
     assert not list(tmp_path.iterdir())
+
+
+async def test_what_one_process_began_another_finishes_without_sharing_anything(
+    make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    first = make_scheduler(action_seconds=3.0)
+    job = await started(kubectl, namespace)
+    told = await until_seen(first, job, Liveness.RUNNING)
+    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
+    pod = await pod_of(kubectl, namespace)
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", keep)
+    mark = fence()
+    begun = await first.perform(job, action(ActionKind.RESTART, told.incarnation), mark)
+    assert begun.status is OutcomeStatus.UNKNOWN
+    assert "being deleted" in begun.detail
+    assert (await seen(make_scheduler(), job)).restart_underway
+    await first.close()
+    finishing = asyncio.create_task(make_scheduler().find(job, mark))
+    await asyncio.sleep(0.5)
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", json.dumps({"metadata": {"finalizers": None}}))
+    found = await finishing
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice)
 
 
 async def test_a_failed_job_that_was_removed_is_made_again_from_what_was_seen(

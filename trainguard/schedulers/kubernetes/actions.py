@@ -95,13 +95,11 @@ class Actions:
             return _done(fence, f"{name.id} was made again as {reading.uid(obj)}")
         if not reading.deleting(obj):
             return None  # marked and no more: nothing happened
-        if self._store.load(name.id) is None:
-            return Outcome(
-                fence=fence.token,
-                status=OutcomeStatus.UNKNOWN,
-                at=time.time(),
-                detail=f"{name.id} is being deleted to be made again by another process",
-            )
+        saved = self._store.load(name.id)
+        if saved is None or saved.fence != fence.token:
+            # another process began it: what it deletes is still there to be read
+            action = Action.model_validate(intent["action"])
+            self._remaker.keep(job, name, obj, action, fence)
         return await self._finish(job, name, fence)
 
     async def _finish(self, job: Job, name: JobName, fence: Fence) -> Outcome:

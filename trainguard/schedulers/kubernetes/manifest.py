@@ -127,7 +127,8 @@ def marked(
 
     `pods` are the uids of the pods that it deletes, comma-separated.
     """
-    tokens = [*reading.fences(obj), fence.token][-KEPT_FENCES:]
+    earlier = [token for token in reading.fences(obj) if token != fence.token]
+    tokens = [*earlier, fence.token][-KEPT_FENCES:]
     intent = {"fence": fence.token, "action": action.model_dump(mode="json"), "pods": pods}
     notes = {reading.FENCES: ",".join(tokens), reading.INTENT: json.dumps(intent)}
     if attempt is not None:

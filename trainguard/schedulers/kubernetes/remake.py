@@ -55,6 +55,13 @@ class Remaker:
             raise
         return await self.finish(job, target.name, fence)
 
+    def keep(self, job: Job, name: JobName, obj: Object, action: Action, fence: Fence) -> None:
+        """Keep what an object that is being deleted is to be made again from."""
+        manifest = changed(name.kind, cleaned(name.kind, obj), action, job)
+        notes = marked(obj, fence, action, action.incarnation.attempt + 1)
+        manifest["metadata"].setdefault("annotations", {}).update(notes)
+        self._store.save(Saved(name.id, reading.uid(obj), fence.token, manifest))
+
     async def from_saved(
         self, job: Job, name: JobName, manifest: Object, action: Action, fence: Fence
     ) -> Outcome:
