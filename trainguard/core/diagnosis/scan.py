@@ -24,7 +24,7 @@ _KEYS = 20_000
 """Rules times ranks that are kept apart."""
 _AT_ONCE = 500
 """Lines with the same literals that are all looked at; after that only forms that are not yet familiar."""
-_ALIKE = 16
+_ALIKE = 4
 _FORMS = 8_192
 _AT_ONCE_ALL = 50_000
 _SETS = 512
