@@ -23,13 +23,12 @@ _KEPT = 4
 _KEYS = 20_000
 """Rules times ranks that are kept apart."""
 _AT_ONCE = 500
-"""Lines with the same literals that are all looked at; after that only forms that are not yet familiar."""
+"""Fitting lines that are all looked at; after that only forms of lines that are not yet familiar."""
 _ALIKE = 4
 _FORMS = 8_192
 _AT_ONCE_ALL = 50_000
-_SETS = 512
-"""Kinds of lines, by their literals, that are told apart."""
-_LAST = 32
+_LAST = 512
+"""Familiar lines that are kept, to look at the last ones of a stream at its end."""
 _EXITS = 2_000
 _REGION = 1 << 15
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
@@ -118,10 +117,9 @@ class _Scanner:
     def __init__(self, stream: Stream, index: int, matcher: Matcher) -> None:
         self._matcher = matcher
         self._found = Scanned(stream, index)
-        self._seen: Counter[frozenset[int]] = Counter()
-        self._forms: Counter[bytes] = Counter()
+        self._forms: Counter[int] = Counter()
         self._looked = 0
-        self._waiting: dict[frozenset[int], deque[_Waiting]] = {}
+        self._waiting: deque[_Waiting] = deque(maxlen=_LAST)
         self._previous = b""
 
     def run(self) -> Scanned:
@@ -152,9 +150,8 @@ class _Scanner:
     def _finish(self) -> None:
         found = self._found
         found.tail = self._previous
-        for waiting in self._waiting.values():
-            for literals, number, raw, before in waiting:
-                self._line(self._matcher.plausible(literals, raw), number, raw, partial(bytes, before))
+        for literals, number, raw, before in self._waiting:
+            self._line(self._matcher.plausible(literals, raw), number, raw, partial(bytes, before))
         if found.size > _REGION:
             tail = found.tail[found.tail.find(b"\n") + 1 :]
             first = found.lines - tail.count(b"\n")
@@ -182,9 +179,9 @@ class _Scanner:
 
     def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
         raw = data[start:end]
-        if self._familiar(literals, raw):
-            waiting = self._waiting.setdefault(literals, deque(maxlen=_LAST))
-            waiting.append((literals, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
+        form = hash(_VARIABLE.sub(_masked, raw)) if self._looked >= _AT_ONCE else 0
+        if form and (self._forms[form] >= _ALIKE or self._looked >= _AT_ONCE_ALL):
+            self._waiting.append((literals, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
             return
         entries = self._matcher.plausible(literals, raw)
         if not entries:
@@ -198,23 +195,8 @@ class _Scanner:
 
         if not self._line(entries, number, raw, before):
             self._matcher.in_vain(literals)
-
-    def _familiar(self, literals: frozenset[int], raw: bytes) -> bool:
-        """Whether lines like this one, but for times and long numbers, were looked at often enough.
-
-        Only the last of them are looked at then, at the end. Without this a flood of one line would
-        cost a look at each.
-        """
-        if literals not in self._seen and len(self._seen) >= _SETS:
-            literals = frozenset()  # too many kinds to tell apart
-        self._seen[literals] += 1
-        if self._seen[literals] <= _AT_ONCE:
-            return False
-        form = _VARIABLE.sub(_masked, raw)
-        times = self._forms[form]
-        if times < _ALIKE and len(self._forms) < _FORMS:
-            self._forms[form] = times + 1
-        return times >= _ALIKE or self._looked >= _AT_ONCE_ALL
+        elif form and len(self._forms) < _FORMS:
+            self._forms[form] += 1
 
     def _line(self, entries: Sequence[Entry], number: int, raw: bytes, before: Callable[[], bytes]) -> bool:
         text = clean(raw)
