@@ -73,7 +73,7 @@ def says(content: Any, **more: Any) -> Answer:
 
 def advisor(server: ScriptedServer, limits: Limits | None = None, **more: Any) -> Advisor:
     return Advisor(
-        Completion("openai/test", api_base=f"{server.url}/v1", api_key="sk-test-key-0123456789"),
+        Completion("openai/test", api_base=f"{server.url}/v1", api_key="plainwordsaskey"),
         limits,
         **more,
     )
@@ -211,7 +211,7 @@ async def test_a_passing_trouble_is_outlived(script: list[Script], calls: int) -
         (Answer(500, "oops"), 3),
         (Answer(429, "{}", {"Retry-After": "0"}), 3),
         (Answer(429, "{}", {"Retry-After": "3600"}), 1),
-        (Answer(401, '{"error": {"message": "bad key sk-test-key-0123456789"}}'), 1),
+        (Answer(401, '{"error": {"message": "bad key plainwordsaskey"}}'), 1),
         (Answer(404, '{"error": {"message": "no such model"}}'), 1),
         (CLOSE, 3),
         (Answer(200, "garbage"), 3),
@@ -226,7 +226,7 @@ async def test_a_lasting_trouble_ends_without_advice(
     assert told.advice is None
     assert told.reason
     assert len(server.requests) <= most
-    assert "sk-test-key-0123456789" not in told.reason + caplog.text
+    assert "plainwordsaskey" not in told.reason + caplog.text
 
 
 async def test_without_schemas_the_second_request_has_none() -> None:

@@ -172,6 +172,16 @@ def test_a_key_block_cut_between_two_chunks_stays_masked(data: st.DataObject) ->
     assert masked.endswith("step 10\n")
 
 
+def test_the_only_line_of_a_key_in_a_chunk_is_masked_by_what_the_chunk_before_left_open() -> None:
+    masker = Masker()
+    masker.mask("-----BEGIN PRIVATE KEY-----\n", stream="rank0")
+    assert masker.mask("0123456789abcdefABCD\nstep 10\n", stream="rank0") == f"{MASK}\nstep 10\n"
+
+
+def test_the_last_line_of_a_key_is_masked_by_the_end_behind_it() -> None:
+    assert mask("step 9\n0123456789abcdefABCD\n-----END PRIVATE KEY-----\n") == f"step 9\n{MASK}\n{MASK}\n"
+
+
 def test_an_open_block_of_one_stream_does_not_mask_another() -> None:
     masker = Masker()
     masker.mask("-----BEGIN PRIVATE KEY-----\n", stream="rank0")
