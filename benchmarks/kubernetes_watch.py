@@ -23,7 +23,7 @@ import aiohttp
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import KubernetesScheduler
-from trainguard.transports.kube import KubeAccess
+from trainguard.transports.kube_access import KubeAccess
 
 FAILURES = 60
 SIZES = (1, 100, 1000)

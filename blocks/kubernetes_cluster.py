@@ -15,7 +15,8 @@ from trainguard.schedulers.base import Scheduler
 from trainguard.schedulers.kubernetes import KubernetesScheduler
 from trainguard.schedulers.kubernetes.kinds import JobName
 from trainguard.schedulers.kubernetes.manifest import read_manifest
-from trainguard.transports.kube import KubeAccess, Object, in_cluster, parse_kubeconfig
+from trainguard.transports.kube import Object
+from trainguard.transports.kube_access import KubeAccess, in_cluster, parse_kubeconfig
 
 
 class KubernetesCluster(SchedulerBlock):

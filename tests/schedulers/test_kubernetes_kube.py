@@ -23,15 +23,14 @@ from trainguard.core.errors import (
     UnreachableError,
 )
 from trainguard.schedulers.kubernetes import KubernetesScheduler
-from trainguard.transports.kube import (
+from trainguard.transports.kube import Kube
+from trainguard.transports.kube_access import KubeAccess, parse_kubeconfig
+from trainguard.transports.kube_errors import (
     BudgetError,
     ConflictError,
     ExpiredError,
-    Kube,
-    KubeAccess,
     LostAnswerError,
     error_of,
-    parse_kubeconfig,
 )
 
 EVICTION = "/api/v1/namespaces/n/pods/p/eviction"

@@ -2,8 +2,6 @@
 
 Objects stay plain dicts: typed models are those of one server version and drop what they don't know. The
 client library serves for credentials and connections alone; no process-wide default client is touched.
-Status words: https://kubernetes.io/docs/reference/using-api/api-concepts/ and the Status objects that
-kube-apiserver 1.20 and 1.36 answered with.
 """
 
 from __future__ import annotations
@@ -11,26 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import yaml
-from kubernetes_asyncio import client, config
 from kubernetes_asyncio.config.config_exception import ConfigException
 
-from trainguard.core.errors import (
-    AccessRefusedError,
-    ConfigError,
-    NotFoundError,
-    RefusedError,
-    SchedulerError,
-    UnreachableError,
-)
+from trainguard.core.errors import AccessRefusedError, UnreachableError
+from trainguard.transports.kube_access import KubeAccess, new_client
+from trainguard.transports.kube_errors import LostAnswerError, error_of
 
 Object = dict[str, Any]
 """An API object as the server wrote it."""
@@ -43,39 +31,6 @@ LINE_BYTES = 8_000_000
 """A longer line is given in pieces. Events are at most 1.5 MB, etcd's limit of an object."""
 MAX_RETRY_AFTER = 10.0
 TRIES = 4
-
-
-class ConflictError(RefusedError):
-    """409: the object is another one, or another version, than the request named. Nothing was changed."""
-
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class BudgetError(RefusedError):
-    """429 of an eviction: a disruption budget does not allow it now."""
-
-
-class ExpiredError(SchedulerError):
-    """410: the resourceVersion is too old; list again."""
-
-
-class LostAnswerError(UnreachableError):
-    """A change was sent and its answer lost: it may have happened."""
-
-
-@dataclass(frozen=True)
-class KubeAccess:
-    """How to get in. Exactly one of the three ways; `context` picks among a kubeconfig's contexts."""
-
-    path: str = ""
-    """Kubeconfig file (no `~`); empty with no text and not in_cluster means kubectl's own default."""
-    text: str = field(default="", repr=False)
-    in_cluster: bool = False
-    context: str = ""
-    allow_exec: bool = False
-    """Let a kubeconfig given as text name a command that is run on this machine."""
 
 
 class Kube:
@@ -251,7 +206,7 @@ class Kube:
             raise RuntimeError("this connection to Kubernetes was closed")
         async with self._lock:
             if self._client is None:
-                self._client = await self._build()
+                self._client = await new_client(self._access)
             return self._client
 
     async def _renew(self, refused: Any) -> None:
@@ -259,119 +214,10 @@ class Kube:
         async with self._lock:
             if self._client is not refused or self._closed:
                 return
-            self._client = await self._build()
+            self._client = await new_client(self._access)
             self._retired.append(refused)  # its streams end by themselves; two are enough to outlast them
             while len(self._retired) > 2:
                 await self._retired.pop(0).close()
-
-    async def _build(self) -> Any:
-        settings = client.Configuration()
-        try:
-            await _load(self._access, settings)
-        except (ConfigException, OSError, yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                "kubeconfig", f"can't be used: {error}", "check its file, text and context"
-            ) from error
-        return client.ApiClient(configuration=settings)
-
-
-async def _load(access: KubeAccess, settings: Any) -> None:
-    if access.in_cluster:
-        config.load_incluster_config(client_configuration=settings)  # type: ignore[no-untyped-call]
-    elif access.text:
-        await config.load_kube_config_from_dict(
-            parse_kubeconfig(access.text, access.allow_exec),
-            context=access.context or None,
-            client_configuration=settings,
-        )
-    else:
-        await config.load_kube_config(
-            config_file=access.path or None,
-            context=access.context or None,
-            client_configuration=settings,
-            persist_config=False,
-        )
-
-
-def parse_kubeconfig(text: str, allow_exec: bool = False) -> Object:
-    """Read a kubeconfig given as text. Raises ConfigError where it is none or names a command to run."""
-    try:
-        parsed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("kubeconfig", f"is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("clusters"), list):
-        raise ConfigError(
-            "kubeconfig", "is no kubeconfig: it names no clusters", "paste `kubectl config view --raw`"
-        )
-    for user in parsed.get("users") or []:
-        way = (user or {}).get("user") or {}
-        if not allow_exec and (
-            "exec" in way or "cmd-path" in ((way.get("auth-provider") or {}).get("config") or {})
-        ):
-            raise ConfigError(
-                "kubeconfig",
-                f"user {user.get('name')!r} gets in by a command (`exec`), which would run on this machine",
-                "use a token or certificate, give the kubeconfig as a file, or set allow_exec",
-            )
-    return parsed
-
-
-def in_cluster() -> bool:
-    """Tell whether this process runs in a pod with a service account."""
-    return (
-        bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-        and Path("/var/run/secrets/kubernetes.io/serviceaccount/token").is_file()
-    )
-
-
-def error_of(status: int, body: str, headers: Mapping[str, str], method: str, path: str) -> SchedulerError:
-    """Give our error for a status other than 2xx. Pure."""
-    said = _status(body)
-    message = f"{method} {path.partition('?')[0]}: {status} {said.get('message') or body[:200]}".strip()
-    reason = str(said.get("reason") or "")
-    if status == 401:
-        return AccessRefusedError(
-            message, "the credentials were refused: renew the kubeconfig's token or certificate"
-        )
-    if status == 403:
-        return AccessRefusedError(
-            message, "grant what the message names; docs/kubernetes.md has the RBAC rules"
-        )
-    if status == 404:
-        return NotFoundError(message)
-    if status == 409:
-        return ConflictError(message, reason)
-    if status == 410:
-        return ExpiredError(message)
-    if status == 429:
-        return _too_many(message, said, headers, path)
-    if status >= 500 or status < 400:
-        # a timeout of the server says nothing about whether a change was stored
-        unsure = LostAnswerError if method != "GET" else UnreachableError
-        return unsure(message)
-    return RefusedError(message)
-
-
-def _too_many(message: str, said: Object, headers: Mapping[str, str], path: str) -> SchedulerError:
-    causes = (said.get("details") or {}).get("causes") or []
-    if path.endswith("/eviction") and (
-        any(cause.get("reason") == "DisruptionBudget" for cause in causes) or "budget" in message
-    ):
-        return BudgetError(message)
-    try:
-        after = float(headers.get("Retry-After") or (said.get("details") or {}).get("retryAfterSeconds") or 1)
-    except ValueError:
-        after = 1.0
-    return UnreachableError(message, retry_after=after)
-
-
-def _status(body: str) -> Object:
-    """Read a Status object; an unknown API group is answered with plain text."""
-    try:
-        parsed = json.loads(body)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
 
 
 def _decoded(data: bytes, path: str) -> Object:

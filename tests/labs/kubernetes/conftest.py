@@ -18,7 +18,7 @@ from tests.labs.kubernetes.proxy import Proxy
 from trainguard.core.job import Job, JobRef
 from trainguard.schedulers.kubernetes import KubernetesScheduler
 from trainguard.schedulers.kubernetes.reading import Limits
-from trainguard.transports.kube import KubeAccess
+from trainguard.transports.kube_access import KubeAccess
 
 Object = dict[str, Any]
 SKIP = "needs a real Kubernetes API server: run `make test-labs LABS=kubernetes` (root, Debian 12)"

@@ -29,7 +29,7 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.base import Scheduler
 from trainguard.schedulers.kubernetes import KubernetesScheduler
 from trainguard.schedulers.kubernetes.kinds import KINDS
-from trainguard.transports.kube import KubeAccess
+from trainguard.transports.kube_access import KubeAccess
 
 pytestmark = pytest.mark.lab("kubernetes")
 T = TypeVar("T")

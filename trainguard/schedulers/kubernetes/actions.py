@@ -25,7 +25,8 @@ from trainguard.schedulers.kubernetes.rights import REMAKES, SCALED, senseless
 from trainguard.schedulers.kubernetes.sight import ClusterSight
 from trainguard.schedulers.kubernetes.store import ManifestStore
 from trainguard.schedulers.kubernetes.target import Target, forbid, pods_of, read_target, resolve
-from trainguard.transports.kube import ConflictError, LostAnswerError, Object
+from trainguard.transports.kube import Object
+from trainguard.transports.kube_errors import ConflictError, LostAnswerError
 
 ROLLED_AT = "kubectl.kubernetes.io/restartedAt"
 STRATEGY_BEFORE = "trainguard.dev/strategy-before"

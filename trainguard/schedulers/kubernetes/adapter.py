@@ -31,7 +31,8 @@ from trainguard.schedulers.kubernetes.rights import (
 from trainguard.schedulers.kubernetes.sight import ClusterSight
 from trainguard.schedulers.kubernetes.store import ManifestStore
 from trainguard.schedulers.kubernetes.target import pods_of, resolve
-from trainguard.transports.kube import Kube, KubeAccess, Object
+from trainguard.transports.kube import Kube, Object
+from trainguard.transports.kube_access import KubeAccess
 
 ACTION_SECONDS = 120.0
 """How long an action may wait for old pods to go before it answers that the end is not known."""

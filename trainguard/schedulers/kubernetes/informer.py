@@ -25,7 +25,8 @@ from trainguard.core.errors import (
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.kinds import Kind
-from trainguard.transports.kube import ExpiredError, Object
+from trainguard.transports.kube import Object
+from trainguard.transports.kube_errors import ExpiredError
 
 PAGE = 500
 WATCH_SECONDS = 290

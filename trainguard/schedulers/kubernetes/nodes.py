@@ -17,7 +17,8 @@ from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.kinds import KINDS, NODE
 from trainguard.schedulers.kubernetes.manifest import marked
 from trainguard.schedulers.kubernetes.ownership import controller
-from trainguard.transports.kube import BudgetError, ConflictError, LostAnswerError, Object
+from trainguard.transports.kube import Object
+from trainguard.transports.kube_errors import BudgetError, ConflictError, LostAnswerError
 
 MIRROR = "kubernetes.io/config.mirror"
 CONFLICTS = 8

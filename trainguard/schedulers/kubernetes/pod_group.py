@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import reading
-from trainguard.schedulers.kubernetes.pods import NODE_LOST, PodView, nodes_of, read_node, read_pods
+from trainguard.schedulers.kubernetes.node_view import read_node
+from trainguard.schedulers.kubernetes.pods import NODE_LOST, PodView, nodes_of, read_pods
 from trainguard.schedulers.kubernetes.reading import Reading, Scene
 from trainguard.transports.kube import Object
 

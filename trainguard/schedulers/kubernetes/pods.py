@@ -12,6 +12,7 @@ from typing import Any
 
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import reading
+from trainguard.schedulers.kubernetes.node_view import NodeView, read_node
 from trainguard.schedulers.kubernetes.reading import Limits, Scene, seconds
 from trainguard.transports.kube import Object
 
@@ -45,8 +46,6 @@ OOM = "OOMKilled"
 LOOPS = 2
 """Restarts from which a container that has just started again counts as crash-looping."""
 NODE_LOST = "NodeLost"
-OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
-"""The taint by which a person vouches that a node is powered off."""
 
 
 @dataclass(frozen=True)
@@ -81,34 +80,6 @@ class PodView:
     def alive(self) -> bool:
         """Whether it is neither finished nor on its way out."""
         return not self.ended and not self.deleting
-
-
-@dataclass(frozen=True)
-class NodeView:
-    """One node, read."""
-
-    ready: bool
-    since: float | None = None
-    fenced: bool = False
-    """It is gone, or vouched for as powered off: nothing runs there."""
-    vouched: bool = False
-    """A person says so, by taint."""
-    why: str = ""
-
-
-def read_node(nodes: dict[str, Object] | None, name: str) -> NodeView:
-    """Read a node. Where nodes can't be read it counts as ready: nothing is known against it."""
-    if nodes is None or not name:
-        return NodeView(True)
-    node = nodes.get(name)
-    if node is None:
-        return NodeView(False, None, fenced=True, why="the node is gone")
-    found = reading.condition(node, "Ready")
-    taints = reading.spec(node).get("taints") or []
-    fenced = any(taint.get("key") == OUT_OF_SERVICE for taint in taints)
-    if found is None or found.get("status") == "True":
-        return NodeView(True, None, fenced, fenced)
-    return NodeView(False, reading.since(found), fenced, fenced, f"not ready: {reading.said(found)}")
 
 
 def read_pod(pod: Object, scene: Scene) -> PodView:

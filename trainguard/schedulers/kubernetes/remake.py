@@ -25,13 +25,15 @@ from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.kinds import KINDS, JobName
 from trainguard.schedulers.kubernetes.manifest import changed, cleaned, marked
+from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import own_pods
-from trainguard.schedulers.kubernetes.pods import nodes_of, read_node, read_pods
+from trainguard.schedulers.kubernetes.pods import nodes_of, read_pods
 from trainguard.schedulers.kubernetes.reading import Limits, Scene
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
 from trainguard.schedulers.kubernetes.store import ManifestStore, Saved
 from trainguard.schedulers.kubernetes.target import Target, forbid, nodes_by_name, read_target
-from trainguard.transports.kube import ConflictError, LostAnswerError, Object
+from trainguard.transports.kube import Object
+from trainguard.transports.kube_errors import ConflictError, LostAnswerError
 
 CONFLICTS = 8
 """How often a change is tried again after somebody else wrote to the object."""

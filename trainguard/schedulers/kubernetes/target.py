@@ -14,8 +14,9 @@ from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.batch import newest_job
 from trainguard.schedulers.kubernetes.kinds import KINDS, NODE, JobName, parse_job_id
+from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import controller, labels_of, own_pods
-from trainguard.schedulers.kubernetes.pods import PodView, nodes_of, read_node, read_pods
+from trainguard.schedulers.kubernetes.pods import PodView, nodes_of, read_pods
 from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
 from trainguard.schedulers.kubernetes.rights import REMAKES
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
