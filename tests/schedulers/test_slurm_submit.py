@@ -50,6 +50,15 @@ def test_without_a_submit_line_the_controllers_words_are_used() -> None:
     assert call.arguments == ("--lr", "3")
 
 
+def test_where_the_controller_shows_the_path_alone_the_submit_line_tells_the_arguments() -> None:
+    newer = FIELDS | {"Command": "/w/train.sh"}
+    call = submission(
+        detail("sbatch -p gpu train.sh --lr 3", fields=newer, version=(24, 11)), "c", Resume(), "", []
+    )
+    assert call.arguments == ("--lr", "3")
+    assert submission(detail(fields=newer, version=(22, 5)), "c", Resume(), "", []).arguments == ()
+
+
 def test_the_changes_come_after_the_original_options_and_so_win() -> None:
     call = submission(detail("sbatch --mem=1G train.sh --lr 3"), "c", Resume(), "", ["--mem=9M"])
     assert call.options.index("--mem=1G") < call.options.index("--mem=9M")
@@ -83,6 +92,7 @@ def test_resuming_by_environment_gets_through_the_owners_export(line: str, expor
         (detail(script=""), Resume()),
         (detail(id=JobId(47, offset=0)), Resume()),
         (detail(fields={"WorkDir": "/w"}), Resume()),
+        (detail(fields=FIELDS | {"Command": "/w/train.sh"}, version=(24, 11)), Resume()),
         (detail(), Resume(by=ResumeBy.ENVIRONMENT, name="A=1; rm")),
         (
             detail(script="#!/bin/sh\n# This script was created by sbatch --wrap.\n"),

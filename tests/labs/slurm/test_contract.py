@@ -144,6 +144,11 @@ class SlurmLab(Lab):
 
     async def make_log_unreadable(self, job: Job) -> None:
         path = self._folders[job.ref.id] / "out.txt"
+
+        async def look() -> bool | None:
+            return path.exists() or None
+
+        await self.until(look, "the output file")
         os.chown(path, 0, 0)
         path.chmod(0o600)
 

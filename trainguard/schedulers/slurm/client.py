@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
@@ -36,6 +38,14 @@ class Look:
     now: float
     records: list[Record]
     bad_nodes: list[BadNode]
+
+    @cached_property
+    def by_base(self) -> dict[int, list[Record]]:
+        """The records of each id without its element or component."""
+        found: dict[int, list[Record]] = defaultdict(list)
+        for record in self.records:
+            found[record.id.base].append(record)
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trainguard.schedulers.slurm import parse
 from trainguard.schedulers.slurm.client import SlurmClient, slurm, squeue
 from trainguard.schedulers.slurm.ids import JobId, job_id
 from trainguard.schedulers.slurm.patterns import OutputFile, expand, step_patterns
-from trainguard.transports.posix_shell import Result, new_mark
+from trainguard.transports.posix_shell import Command, Result, new_mark
 
 _HEADER = re.compile(r"^(Batch Script|Environment used) for .*\n-+\n")
 _OUTPUT = re.compile(r"^#SBATCH\s+(?:--(output|error)[=\s]|-(o|e)\s*)(\S+)", re.MULTILINE)
@@ -29,6 +30,8 @@ class Detail:
     submit_line: str = ""
     environment: tuple[tuple[str, str], ...] | None = None
     """As it was at submission, where accounting stores it (job_env)."""
+    version: tuple[int, int] = (0, 0)
+    """Slurm's: 22.05 is (22, 5)."""
 
     def get(self, name: str) -> str:
         """Give one field; empty where Slurm gave nothing."""
@@ -64,38 +67,42 @@ def _is_script(answer: Result) -> bool:
 
 
 async def stored(client: SlurmClient, detail: Detail) -> Detail:
-    """Add what accounting stores: submit line, working directory, script and environment."""
-    name = detail.id.asked
-    line, script, environment = await client.run(
-        [
-            slurm(
-                "sacct",
-                "-X",
-                "-n",
-                "-P",
-                f"--delimiter={parse.SEP}",
-                "-o",
-                "WorkDir,JobName,SubmitLine",
-                "-j",
-                name,
-            ),
-            slurm("sacct", "--batch-script", "-j", name),
-            slurm("sacct", "--env-vars", "-j", name),
-        ]
-    )
-    fields, submit_line = dict(detail.fields), ""
-    for row in parse.sacct_rows(line.text, ("WorkDir", "Name", "SubmitLine")) if line.code == 0 else []:
-        submit_line = row.pop("SubmitLine").strip()
-        fields = row | fields
+    """Add what accounting stores: submit line, working directory, script and environment.
+
+    Accounting runs up to 5 s behind; a job that it does not know yet is asked for again.
+    """
+    columns = ("WorkDir", "Name", "SubmitLine")
+    for attempt in range(4):
+        line, script, environment, version = await client.run(_stored_queries(detail.id.asked))
+        rows = parse.sacct_rows(line.text, columns) if line.code == 0 else []
+        if line.code != 0 or any(row["SubmitLine"].strip() for row in rows):
+            break
+        await asyncio.sleep(0 if attempt == 3 else 2)
     text = _stored_text(script)
-    return Detail(
-        detail.id,
-        fields,
-        detail.shown,
-        detail.script or (text if text.startswith("#!") else ""),
-        submit_line,
-        variables(_stored_text(environment)),
+    fields: dict[str, str] = rows[-1] if rows else {}
+    return replace(
+        detail,
+        fields={name: value for name, value in fields.items() if name != "SubmitLine"} | detail.fields,
+        script=detail.script or (text if text.startswith("#!") else ""),
+        submit_line=fields.get("SubmitLine", "").strip(),
+        environment=variables(_stored_text(environment)),
+        version=_version(version.text),
     )
+
+
+def _stored_queries(name: str) -> list[Command]:
+    columns = "WorkDir,JobName,SubmitLine"
+    return [
+        slurm("sacct", "-X", "-n", "-P", f"--delimiter={parse.SEP}", "-o", columns, "-j", name),
+        slurm("sacct", "--batch-script", "-j", name),
+        slurm("sacct", "--env-vars", "-j", name),
+        slurm("sinfo", "--version"),
+    ]
+
+
+def _version(text: str) -> tuple[int, int]:
+    match = re.search(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else (99, 0)
 
 
 def _stored_text(answer: Result) -> str:

@@ -15,6 +15,8 @@ from trainguard.schedulers.slurm.marks import marks
 from trainguard.schedulers.slurm.parse import Record
 from trainguard.schedulers.slurm.states import STATES, Settings, read
 
+_SEEK_AGAIN = 30.0
+"""Seconds between two looks for a newer submission of a job that stays ended: another process may have made one."""
 _LIVE = {Liveness.PENDING, Liveness.RUNNING, Liveness.UNKNOWN}
 
 
@@ -25,6 +27,8 @@ class _Memory:
     records: dict[JobId, Record] = field(default_factory=dict)
     ended: Observation | None = None
     searched: float = 0.0
+    sought: float = 0.0
+    """When a newer submission was last looked for, and not found."""
 
 
 class Observer:
@@ -72,6 +76,8 @@ class Observer:
 
     async def current(self, job: Job) -> tuple[JobId, list[Record], Observation]:
         """Look at one job now: its id, its records with the controller, and what they mean."""
+        memory = self._memory.get(job.ref, _Memory())
+        memory.sought = memory.searched = 0.0
         observation = (await self.observe([job]))[job.ref]
         asked = self.followed(job.ref)
         if asked is None:
@@ -81,7 +87,7 @@ class Observer:
 
     async def _observe(self, jobs: Sequence[Job]) -> dict[JobRef, Observation]:
         look = await self._client.look(self._ids(jobs))
-        over = [job for job in jobs if self._is_over(job.ref, look)]
+        over = [job for job in jobs if self._is_over(job.ref, look) and self._seeks(job.ref)]
         if over and await self._find_successors(over):
             look = await self._client.look(self._ids(jobs))
         missing = [job for job in jobs if self._needs_accounting(job.ref, look)]
@@ -94,7 +100,7 @@ class Observer:
     def _records(self, ref: JobRef, look: Look) -> list[Record]:
         """The controller's records of a job, with those parts of an array that it has forgotten since."""
         asked = self.followed(ref)
-        found = belonging(asked, look.records) if asked is not None else []
+        found = belonging(asked, look.by_base.get(asked.base, [])) if asked is not None else []
         before = self._memory.get(ref, _Memory()).records
         if not found or any(_reused(before.get(record.id), record) for record in found):
             return []
@@ -104,6 +110,14 @@ class Observer:
 
     def _is_over(self, ref: JobRef, look: Look) -> bool:
         return all(_over(record) for record in self._records(ref, look))
+
+    def _seeks(self, ref: JobRef) -> bool:
+        """Whether to look for a newer submission: when it is first seen ended, and then now and again."""
+        memory = self._memory.setdefault(ref, _Memory())
+        if memory.ended is not None and time.monotonic() - memory.sought < _SEEK_AGAIN:
+            return False
+        memory.sought = time.monotonic()
+        return True
 
     def _needs_accounting(self, ref: JobRef, look: Look) -> bool:
         records = self._records(ref, look)
@@ -124,12 +138,12 @@ class Observer:
 
     async def _accounts(self, jobs: Sequence[Job]) -> Accounts:
         accounts = await self._client.accounts(self._ids(jobs))
-        now = time.time()
+        now = time.monotonic()
         for job in jobs:
             memory = self._memory.setdefault(job.ref, _Memory())
             asked = self.followed(job.ref)
             ended = belonging(asked, accounts.records) if asked is not None else []
-            if not ended or now - memory.searched < 60:
+            if not ended or now - memory.searched < _SEEK_AGAIN:
                 continue
             memory.searched = now
             later = await self._client.own_accounts(min(record.submit for record in ended))

@@ -31,6 +31,12 @@ _OURS = frozenset(_REPLACED.split(" "))
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
+# sbatch is looked for on the login's path: the job's own, in a stored environment, may be another.
+_FIND = 's=$(command -v sbatch) || exit 127; exec env "TG_SBATCH=$s" "$@"'
+_FIND_CLEAN = 's=$(command -v sbatch) || exit 127; exec env -i "TG_SBATCH=$s" "$@"'
+_CALL = 's=$TG_SBATCH; unset TG_SBATCH; exec "$s" "$@"'
+
+
 @dataclass(frozen=True)
 class Submission:
     """One sbatch call."""
@@ -43,12 +49,23 @@ class Submission:
 
     def command(self) -> Command:
         """The script comes on standard input: a path would have to lie on the login node."""
-        env: tuple[str, ...] = ("env",)
-        if self.environment is not None:
-            env += ("-i", *(f"{name}={value}" for name, value in self.environment))
-        env += tuple(f"{name}={value}" for name, value in self.added)
+        stored = self.environment is not None
+        pairs = (*(self.environment or ()), *self.added)
         return Command(
-            (*env, "sbatch", "--parsable", *self.options, "/dev/stdin", *self.arguments),
+            (
+                *("sh", "-c", _FIND_CLEAN if stored else _FIND, "sh"),
+                *(f"{name}={value}" for name, value in pairs),
+                *(
+                    "/bin/sh",
+                    "-c",
+                    _CALL,
+                    "sbatch",
+                    "--parsable",
+                    *self.options,
+                    "/dev/stdin",
+                    *self.arguments,
+                ),
+            ),
             stdin=self.script,
             timeout=60,
         )
@@ -63,7 +80,9 @@ def original_options(submit_line: str, command: str) -> tuple[list[str], list[st
     if not words or ":" in words or "--wrap" in submit_line:
         return None
     at = _script_at(words)
-    if at is None or (said and not (_is_script(words[at], said[0]) and words[at + 1 :] == said[1:])):
+    if at is None or (said and not _is_script(words[at], said[0])):
+        return None
+    if said[1:] and words[at + 1 :] != said[1:]:
         return None
     return _without_ours(words[1:at]), words[at + 1 :]
 
@@ -119,6 +138,12 @@ def told_options(detail: Detail) -> list[str]:
     return options + ([f"--time={limit}"] if limit else [])
 
 
+def _tells_arguments(detail: Detail) -> bool:
+    """22.05 shows them behind the script's path, 24.11 the path alone; `--wrap` and stdin have none."""
+    words = detail.get("Command").split()
+    return len(words) != 1 or detail.version <= (22, 5)
+
+
 def export_option(submit_line: str) -> str:
     """Give what the owner wanted exported; the default is everything."""
     match = re.search(r"(?:^|\s)--export[= ](\S+)", submit_line)
@@ -168,6 +193,11 @@ def submission(
     if taken is None and not detail.get("Partition"):
         raise RefusedError(
             "the controller has forgotten how it was submitted, and accounting's submit line leaves doubts"
+        )
+    if taken is None and not _tells_arguments(detail):
+        raise RefusedError(
+            "this Slurm's controller does not tell the arguments of a batch script, and accounting has no submit "
+            "line of it: a requeue keeps them, submitting it again could lose them"
         )
     if resume.by is ResumeBy.ARGUMENT and checkpoint and "sbatch --wrap" in detail.script[:200]:
         raise RefusedError("a job made by --wrap takes no arguments: resume it by an environment variable")
