@@ -15,10 +15,14 @@ from trainguard.tasks.tell import tell_opened
 
 
 @flow(
-    name="diagnose", flow_run_name="diagnose {incident_id}", persist_result=False, validate_parameters=False
+    name="diagnose",
+    flow_run_name="diagnose {job_name} {incident_id}",
+    persist_result=False,
+    validate_parameters=False,
 )
-async def diagnose(incident_id: str) -> None:
+async def diagnose(incident_id: str, job_name: str) -> None:
     """Collect evidence, find the root cause, ask the model only where rules can't tell, publish the report."""
+    del job_name  # only names the run
     context = current_guard()
     incident = await the_incident(context, incident_id)
     evidence = await collect_evidence(incident)

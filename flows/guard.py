@@ -6,7 +6,7 @@ import logging
 from datetime import datetime, timedelta
 from typing import Any
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -24,7 +24,7 @@ from trainguard.tasks.check import check
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
-from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect_answers, show_status
+from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect_answers, show_status, tag_run
 from trainguard.tasks.report import show_guard_page
 from trainguard.tasks.succession import call_successor
 from trainguard.tasks.tell import tell_signals
@@ -79,6 +79,7 @@ async def guard(
 async def _stand_guard(
     context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
 ) -> State[Any]:
+    await tag_run(context.flow_run_id, context.tags)
     await _show(context, "Enabled")
     for incident_id in await unfinished_incidents(context):
         await _handle(context, incident_id)
@@ -105,20 +106,21 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
     await _show(context, "Recovering")
     incident = await context.ledger.incident(incident_id)
     if incident is not None and incident.state == "open":
-        await _subflow(diagnose, incident_id)
-    await _subflow(recover, incident_id)
+        await _subflow(context, diagnose, incident_id)
+    await _subflow(context, recover, incident_id)
     await show_guard_page(context)
 
 
-async def _subflow(wanted: Any, incident_id: str) -> None:
+async def _subflow(context: GuardContext, wanted: Any, incident_id: str) -> None:
     if await prefect_answers():
         try:
-            await wanted(incident_id)
+            with tags(*context.tags):
+                await wanted(incident_id, context.job.name)
             return
         except AWAY as problem:
             # The steps are written to the ledger as they happen: what is done is not done again.
             logger.warning("Prefect went away during %s (%s): going on without it", wanted.name, problem)
-    await wanted.fn(incident_id)
+    await wanted.fn(incident_id, context.job.name)
 
 
 async def _end(context: GuardContext, outcome: str) -> State[Any]:

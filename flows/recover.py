@@ -29,9 +29,15 @@ from trainguard.tasks.tell import tell_asked, tell_closed
 from trainguard.tasks.verify import verify
 
 
-@flow(name="recover", flow_run_name="recover {incident_id}", persist_result=False, validate_parameters=False)
-async def recover(incident_id: str) -> None:
+@flow(
+    name="recover",
+    flow_run_name="recover {job_name} {incident_id}",
+    persist_result=False,
+    validate_parameters=False,
+)
+async def recover(incident_id: str, job_name: str) -> None:
     """Take an incident from where it stands to its end."""
+    del job_name  # only names the run
     context = current_guard()
     incident = await the_incident(context, incident_id)
     while not incident.state.closed:

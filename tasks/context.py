@@ -22,6 +22,7 @@ from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
 
 if TYPE_CHECKING:
+    from trainguard.advisors import Advisor
     from trainguard.blocks.language_model import LanguageModel
     from trainguard.blocks.notifier import NotifierBlock
     from trainguard.core.decision import Lease
@@ -43,6 +44,8 @@ class GuardContext:
     catalogue: Catalogue
     notifiers: tuple[NotifierBlock, ...] = ()
     model: LanguageModel | None = None
+    advisor: Advisor | None = None
+    """Made when first asked; one for the guard, because its limits are counted in it."""
     flow_run_id: str = ""
     clock: Callable[[], float] = time.time
 
@@ -64,6 +67,15 @@ class GuardContext:
     pages: dict[str, str] = field(default_factory=dict)
     """Artifact ids by what they show: `guard`, or an incident's id."""
     blind_since: float | None = None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What a person filters by in the UI: scheduler, project, job."""
+        return tuple(
+            dict.fromkeys(
+                filter(None, ("trainguard", self.job.ref.scheduler, self.job.project, self.job.name))
+            )
+        )
 
     @property
     def scheduler(self) -> Scheduler:

@@ -9,6 +9,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from prefect.context import FlowRunContext
+from prefect.logging.handlers import APILogHandler
+
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import NotifierBlock
 from trainguard.blocks.scheduler_block import SchedulerBlock
@@ -33,6 +36,23 @@ from trainguard.tasks.prefect_view import retire
 
 logger = logging.getLogger(__name__)
 
+
+class _ToPrefect(APILogHandler):
+    """Shows our log lines on the page of the flow run they belong to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take only what a flow run says: nothing else has a page."""
+        return FlowRunContext.get() is not None
+
+
+def _log_to_prefect() -> None:
+    ours = logging.getLogger("trainguard")
+    if not any(isinstance(handler, _ToPrefect) for handler in ours.handlers):
+        ours.addHandler(_ToPrefect(logging.INFO))
+    if ours.level == logging.NOTSET:
+        ours.setLevel(logging.INFO)
+
+
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
 
@@ -54,6 +74,7 @@ async def on_duty(
     NotFoundError where a job never guarded before can't be seen. A job guarded before is guarded on,
     blind at first if need be.
     """
+    _log_to_prefect()
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(await Ledger.open())
         known = await ledger.job_status(job.key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -83,6 +83,16 @@ async def stop_if_cancelled(context: GuardContext) -> None:
         return
     if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
         raise GuardCancelledError("cancelled in Prefect")
+
+
+async def tag_run(flow_run_id: str, wanted: Sequence[str]) -> None:
+    """Add tags to a flow run, beside those its deployment gave it."""
+    try:
+        async with prefect() as client:
+            run = await client.read_flow_run(UUID(flow_run_id))
+            await client.update_flow_run(run.id, tags=sorted({*run.tags, *wanted}))
+    except (*AWAY, ValueError) as problem:
+        logger.info("flow run %s is not tagged: %s", flow_run_id, problem)
 
 
 async def retire(flow_run_id: str, successor: str) -> None:

@@ -17,6 +17,7 @@ _PORT = free_port()
 os.environ.update(server_environment(_HOME / "prefect", _PORT))
 os.environ["TRAINGUARD_LEDGER_URL"] = f"sqlite:///{_HOME / 'ledger.db'}"
 os.environ["XDG_STATE_HOME"] = str(_HOME / "state")
+os.environ["XDG_CACHE_HOME"] = str(_HOME / "cache")
 
 
 @pytest.fixture(scope="session")

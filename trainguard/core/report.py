@@ -49,13 +49,17 @@ def incident_report(known: IncidentFile) -> str:
 
 
 def approval_page(known: IncidentFile) -> str:
-    """Give what a person reads above the approval form."""
-    plan = known.plan
-    steps = [f"- `{step.action.kind}` {_detail(step)}" for step in (plan.steps if plan else ())]
-    question = "\n".join(["**Approve these actions?**", *steps])
-    return "\n\n".join(
-        part for part in (_cause(known.diagnosis), question, f"Incident `{known.incident.id}`") if part
-    )
+    """Give what a person reads above the approval form: short, the question first."""
+    steps = known.plan.steps if known.plan else ()
+    actions = [f"- `{step.action.kind}` {_detail(step)} ({markdown_escape(step.basis)})" for step in steps]
+    found = known.diagnosis
+    parts = [
+        f"**{markdown_escape(known.job.name)}, incident `{known.incident.id}`: may this be done?**",
+        "\n".join(actions),
+        f"{markdown_escape(found.cause)} ({found.fault}, {found.confidence:.0%} sure)" if found else "",
+        _cited(found, limit=3) if found else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 class GuardView(Fact):
@@ -135,15 +139,21 @@ def _cause(diagnosis: Diagnosis | None) -> str:
         _cited(diagnosis),
         _findings("Set aside as consequences", diagnosis.consequences),
         _findings("Not chosen", diagnosis.runners_up),
-        "\n".join(f"- look next: {markdown_escape(hint)}" for hint in diagnosis.look_next),
+        _hints(diagnosis.look_next),
         f"The model disagrees: {markdown_escape(diagnosis.model_opinion)}" if diagnosis.model_opinion else "",
     ]
     return "\n\n".join(["## Cause", *(fact for fact in facts if fact)])
 
 
-def _cited(diagnosis: Diagnosis) -> str:
-    lines = [f"{c.source.name}:{c.line or '?'}: {c.text}" for c in diagnosis.citations]
+def _cited(diagnosis: Diagnosis, limit: int = 12) -> str:
+    lines = [f"{c.source.name}:{c.line or '?'}: {c.text}" for c in diagnosis.citations[:limit]]
     return fence("\n".join(lines)) if lines else ""
+
+
+def _hints(hints: Sequence[str]) -> str:
+    return (
+        "\n".join(["**Look next**", "", *(f"- {markdown_escape(hint)}" for hint in hints)]) if hints else ""
+    )
 
 
 def _findings(title: str, findings: Sequence[Finding]) -> str:
