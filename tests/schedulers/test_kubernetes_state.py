@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -372,9 +373,16 @@ def test_an_object_that_somebody_deletes_is_stopped_and_one_that_a_guard_deletes
     obj = thing(kind)
     obj["metadata"]["deletionTimestamp"] = stamp(1)
     assert read(obj).liveness is Liveness.STOPPED
-    obj["metadata"]["annotations"] = {"trainguard.dev/fence": "tg-1"}
+    intent = {"fence": "tg-1", "action": {"kind": "restart", "incarnation": {"token": "u1"}}}
+    obj["metadata"]["annotations"] = {
+        "trainguard.dev/fence": "tg-1",
+        "trainguard.dev/intent": json.dumps(intent),
+    }
     told = read(obj)
     assert (told.liveness, told.restart_underway) == (Liveness.PENDING, True)
+    # what a guard made earlier, and its owner deletes now
+    obj["metadata"]["uid"] = "u2"
+    assert read(obj).liveness is Liveness.STOPPED
 
 
 def test_a_cancelled_job_is_stopped() -> None:

@@ -93,7 +93,7 @@ class KubernetesLab(Lab):
     @asynccontextmanager
     async def unreachable(self) -> AsyncIterator[None]:
         await self._proxy.go_away()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.2)  # a stream that has just ended counts as seeing for a second
         try:
             yield
         finally:

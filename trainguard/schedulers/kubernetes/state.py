@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from trainguard.core.job import Incarnation, JobRef
@@ -35,10 +36,21 @@ def read_job(obj: Object, scene: Scene) -> Reading:
     told = READERS[str(obj.get("kind"))](obj, scene)
     if reading.notes(obj).get(reading.CANCELLED) and not told.liveness.terminal:
         return _with(told, Liveness.STOPPED, "Cancelled")
-    if reading.deleting(obj) and reading.fences(obj) and told.liveness is Liveness.STOPPED:
-        # deleted by a guard to be made again
+    if reading.deleting(obj) and _to_be_remade(obj):
         return Reading(Liveness.PENDING, "Recreating", nodes=told.nodes, restart_underway=True)
     return told
+
+
+def _to_be_remade(obj: Object) -> bool:
+    """Tell an object that a guard deletes to make it again from one that somebody else deletes.
+
+    What was made again bears the fence too; the action on record names the object that it was meant for.
+    """
+    try:
+        meant = json.loads(reading.notes(obj).get(reading.INTENT, ""))["action"]["incarnation"]["token"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return str(meant).partition("/")[0] == reading.uid(obj)
 
 
 def _with(told: Reading, liveness: Liveness, native: str) -> Reading:
