@@ -67,6 +67,12 @@ class SlurmCluster(SchedulerBlock):
         default=300.0, gt=0, description="Seconds in COMPLETING after which a job is reported as stuck."
     )
 
+    requeue_delay: float = Field(
+        default=10.0,
+        ge=0,
+        description="Seconds between the end of a run and the start of the next after a requeue. Slurm's own is 121.",
+    )
+
     def cluster_name(self) -> str:
         """Name the cluster."""
         return self.cluster or self.host
@@ -77,7 +83,7 @@ class SlurmCluster(SchedulerBlock):
             self.cluster_name(),
             self._target(),
             path=tuple(self.slurm_path),
-            settings=Settings(completing_deadline=self.completing_deadline),
+            settings=Settings(completing_deadline=self.completing_deadline, requeue_delay=self.requeue_delay),
         )
 
     def _target(self) -> SshTarget:

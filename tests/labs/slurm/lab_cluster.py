@@ -74,7 +74,10 @@ class Cluster:
         self, *, ops: bool = False, port: int | None = None, path: tuple[str, ...] = (), settle: float = 4.0
     ) -> SlurmScheduler:
         made = SlurmScheduler(
-            self.name, self.target(ops=ops, port=port), path=path, settings=Settings(settle=settle)
+            self.name,
+            self.target(ops=ops, port=port),
+            path=path,
+            settings=Settings(settle=settle, requeue_delay=3),
         )
         self.made.append(made)
         return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -104,7 +105,16 @@ class SlurmLab(Lab):
 
     async def starts(self, job: Job) -> int:
         path = self._folders[job.ref.id] / "starts"
-        return len(path.read_text().splitlines()) if path.exists() else 0
+        counted = 0
+        for _ in range(50):  # Slurm says RUNNING a moment before the script begins
+            state = self.cluster.run(
+                "squeue", "-h", "-j", job.ref.id, "-O", "State: ,RestartCnt:", check=False
+            ).split()
+            counted = len(path.read_text().splitlines()) if path.exists() else 0
+            if not state or state[0] != "RUNNING" or counted > int(state[1]):
+                break
+            await asyncio.sleep(0.1)
+        return counted
 
     async def alive(self, job: Job) -> int:
         return len(self._pids(job))

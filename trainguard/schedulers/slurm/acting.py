@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,12 +74,14 @@ class Actor:
         journal: Journal,
         *,
         patience: float = 90.0,
+        requeue_delay: float = 10.0,
     ) -> None:
         self._client = client
         self._observer = observer
         self._finder = finder
         self._journal = journal
         self._patience = patience
+        self._delay = requeue_delay
         self.details: dict[JobId, Detail] = {}
         """What jobs were submitted with, kept for the time after the controller has forgotten them."""
 
@@ -238,17 +241,19 @@ class Actor:
     ) -> Outcome:
         """Wait until the old processes are gone, make the changes, let it go, without Slurm's waiting time."""
         told = ", ".join(("requeued", *changes.told))
-        if not await self._pending(target):
+        now = await self._pending(target)
+        if now is None:
             if hold:
                 raise AnswerLostError(
                     f"{target.asked} is requeued and held, but its old processes do not end"
                 )
             return _outcome(fence, OutcomeStatus.DONE, f"{told}; its old processes are still ending")
+        start = f"StartTime=now+{self._wait(target, now)}"
         for name in names:
             steps = [slurm("scontrol", "update", f"JobId={name}", *changes.fields)] if changes.fields else []
             steps += [slurm("scontrol", "release", name, if_ok=True)] if hold else []
             answers = await self._client.run(
-                [*steps, slurm("scontrol", "update", f"JobId={name}", "StartTime=now", if_ok=True)]
+                [*steps, slurm("scontrol", "update", f"JobId={name}", start, if_ok=True)]
             )
             for answer in answers[:-1]:
                 try:
@@ -262,16 +267,23 @@ class Actor:
             fence, OutcomeStatus.DONE, told, incarnation(target.job.ref, target.asked, records)
         )  # fmt: skip
 
-    async def _pending(self, target: Target) -> bool:
+    def _wait(self, target: Target, now: float) -> int:
+        """Seconds until the next run may start: a run that ended long ago has left nothing behind."""
+        ends = [record.end for record in target.failed if STATES.get(record.state) is Liveness.FAILED]
+        since = now - max(end or now for end in ends) if len(ends) == len(target.failed) else 0.0
+        return max(0, math.ceil(self._delay - since))
+
+    async def _pending(self, target: Target) -> float | None:
+        """Wait until the job is pending again; gives the cluster's time, None where it takes too long."""
         deadline = time.monotonic() + self._patience
         names = {record.id for record in target.failed}
         while True:
             look = await self._client.look([target.asked.asked])
             mine = [record for record in look.records if record.id in names]
             if mine and all(record.state != "COMPLETING" and record.restarts for record in mine):
-                return True
+                return look.now
             if time.monotonic() > deadline:
-                return False
+                return None
             await asyncio.sleep(0.5)
 
     async def _submit(

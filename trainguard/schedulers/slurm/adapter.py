@@ -65,10 +65,13 @@ class SlurmScheduler(Scheduler):
             shell = SshConnection(target, path)
         self._shell = shell
         self._client = SlurmClient(shell)
-        self._observer = Observer(self._client, settings or Settings())
+        chosen = settings or Settings()
+        self._observer = Observer(self._client, chosen)
         journal = Journal(cluster)
         self._finder = Finder(self._client, self._observer, journal)
-        self._actor = Actor(self._client, self._observer, self._finder, journal)
+        self._actor = Actor(
+            self._client, self._observer, self._finder, journal, requeue_delay=chosen.requeue_delay
+        )
         self._reader = LogReader(self._client)
         self._files: dict[JobId, list[OutputFile]] = {}
         self._locks: dict[JobRef, asyncio.Lock] = defaultdict(asyncio.Lock)

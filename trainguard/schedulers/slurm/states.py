@@ -77,6 +77,10 @@ class Settings:
     """How long a preempted or node-failed job that may be requeued is given to come back."""
     completing_deadline: float = 300.0
     """Longer in COMPLETING than this is stuck."""
+    requeue_delay: float = 10.0
+    """Between the end of a run and the start of the next. Slurm's own delay is cred_expire + 1, 121 by default.
+    With none, slurmd takes the new credential for the revoked one (`Killing non-startable batch job: Job
+    credential revoked`, seen on 22.05): its time stamp must be later, and the old run's sockets gone."""
 
 
 @dataclass(frozen=True)
