@@ -113,7 +113,8 @@ class ClusterWatch:
             why = "the scheduler said nothing about this job"
         except (SchedulerError, TimeoutError) as problem:
             found, why = {}, str(problem) or f"no answer within {self._patience:.0f} s"
-        except Exception as bug:  # noqa: BLE001 - an adapter's bug must blind its jobs, not silence their guards
+        except Exception as bug:
+            # An adapter's bug must blind its jobs, not silence their guards.
             logger.exception("looking at cluster %s failed", self.scheduler.cluster)
             found, why = {}, f"{type(bug).__name__}: {bug}"
         now = self._clock()
