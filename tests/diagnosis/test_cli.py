@@ -58,11 +58,11 @@ def test_it_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainguard.cli.diagnose", "-", "--json"]
     done = subprocess.run(command, input=OOM, capture_output=True, text=True, env=environment, check=True)
     assert json.loads(done.stdout)["fault"] == "gpu_oom"
-    assert (tmp_path / "cache" / "trainguard" / "patterns.json").exists()
+    assert (tmp_path / "cache" / "trainguard" / "catalogue.json").exists()
 
 
-def test_a_spoiled_memory_of_patterns_is_no_harm(run: Run, tmp_path: Path) -> None:
-    memory = tmp_path / "cache" / "trainguard" / "patterns.json"
+def test_a_spoiled_memory_of_the_catalogue_is_no_harm(run: Run, tmp_path: Path) -> None:
+    memory = tmp_path / "cache" / "trainguard" / "catalogue.json"
     memory.parent.mkdir(parents=True)
     for spoiled in ("{", "[]", '{"algorithm": 0, "patterns": {}}'):
         memory.write_text(spoiled)

@@ -14,14 +14,15 @@ from typing import Annotated, Any
 import typer
 
 from trainguard.core.diagnosis import Catalogue, Examination, Stream
+from trainguard.core.diagnosis.stream import CHUNK
 from trainguard.core.errors import UserError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import JobRef
 from trainguard.core.observation import Liveness, LogSource, Observation
 from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.rules import load_catalogue
+from trainguard.rules.store import OwnFolder
 
-_BLOCK = 1 << 20
 _LOG_SUFFIXES = {".log", ".out", ".err", ".txt", ".gz", ".stdout", ".stderr", ""}
 _RANK_IN_NAME = re.compile(r"(?i)(?:^|[._/-])(?:rank|task|worker|proc)[._-]?(\d{1,6})(?=[._/-]|$)")
 _NODE_IN_NAME = re.compile(r"(?i)(?:^|[._/-])(?:node|host)[=_.-]?([a-z0-9][a-z0-9-]*?\d+)(?=[._/]|$)")
@@ -60,7 +61,7 @@ def diagnose(
 ) -> None:
     """Find the root cause in log files and show the lines that prove it."""
     try:
-        catalogue = load_catalogue(rules or (), pattern_memory())
+        catalogue = load_catalogue(rules or (), own_store())
         if jsonl:
             answer_cases(catalogue)
             return
@@ -78,10 +79,10 @@ def diagnose(
     show(examination)
 
 
-def pattern_memory() -> Path:
-    """Where the command line keeps what it found out about patterns."""
+def own_store() -> OwnFolder:
+    """Where the command line keeps what it found out about the catalogue."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "trainguard" / "patterns.json"
+    return OwnFolder((Path(root) if root else Path.home() / ".cache") / "trainguard")
 
 
 def answer_cases(catalogue: Catalogue) -> None:
@@ -102,9 +103,10 @@ def answer_cases(catalogue: Catalogue) -> None:
 def answer(diagnosis: Diagnosis) -> dict[str, Any]:
     """A diagnosis in the four words of a scored case."""
     failed = diagnosis.fault not in (FaultClass.HEALTHY, FaultClass.UNKNOWN)
+    cited = diagnosis.citations if diagnosis.fault is not FaultClass.HEALTHY else ()
     return {
         "label": diagnosis.fault.value,
-        "evidence": diagnosis.citations[0].text if failed and diagnosis.citations else "",
+        "evidence": cited[0].text if cited else "",
         "transient": diagnosis.transient if failed else None,
         "action": diagnosis.actions[0].value if diagnosis.actions else "none",
     }
@@ -169,16 +171,16 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """The bytes of a file, packed or not. Raises UserError where it can't be read."""
     try:
         if str(path) == "-":
-            yield from iter(lambda: sys.stdin.buffer.read(_BLOCK), b"")
+            yield from iter(lambda: sys.stdin.buffer.read(CHUNK), b"")
             return
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             if not packed:
-                yield from iter(lambda: raw.read(_BLOCK), b"")
+                yield from iter(lambda: raw.read(CHUNK), b"")
                 return
             with gzip.open(raw) as unpacked:
-                yield from iter(lambda: unpacked.read(_BLOCK), b"")
+                yield from iter(lambda: unpacked.read(CHUNK), b"")
     except (OSError, EOFError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
 

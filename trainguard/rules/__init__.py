@@ -5,80 +5,83 @@ A file says `family: GPU` and lists `rules:`. Users add files of the same form w
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from trainguard.core.diagnosis import pattern
 from trainguard.core.diagnosis.rule import Catalogue, Rule
 from trainguard.core.errors import ConfigError
+from trainguard.rules.store import OwnFolder
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FOLDER = Path(__file__).parent
 
 
 def own_files() -> tuple[Path, ...]:
     """The files that ship with the package, in the order of their names."""
-    return tuple(sorted(Path(__file__).parent.glob("*.yaml")))
+    return tuple(sorted(_FOLDER.glob("*.yaml")))
 
 
-def load_catalogue(extra: Sequence[Path] = (), memory: Path | None = None) -> Catalogue:
+def load_catalogue(extra: Sequence[Path] = (), store: OwnFolder | None = None) -> Catalogue:
     """Read the catalogue and the user's own files. Raises ConfigError naming file, rule and field.
 
-    `memory` is a file that keeps what was found out about the patterns: half of the time of a start.
-    It may be missing, old or unwritable.
+    `store` keeps what a start works out: most of its time. It may be missing, old or unwritable.
     """
-    known = _recall(memory) if memory else {}
-    catalogue = _load(extra)
-    if memory and known.keys() != pattern.remembered().keys():
-        _keep(memory)
+    key = _key()
+    kept = _recall(store, key) if store else None
+    if kept is not None:
+        pattern.remember(kept["patterns"])
+    known = pattern.count()
+    documents = {path.name: _document(path) for path in own_files()} if kept is None else kept["families"]
+    catalogue = _load(documents, extra, store)
+    if store and (kept is None or pattern.count() > known):
+        kept = {"key": key, "families": documents, "patterns": pattern.remembered()}
+        store.put(_KEPT, json.dumps(kept).encode())
     return catalogue
 
 
-def _recall(memory: Path) -> pattern.Memory:
+_KEPT = "catalogue.json"
+
+
+def _key() -> str:
+    """What the kept catalogue was worked out from."""
+    made = hashlib.blake2b(f"{pattern.ALGORITHM}".encode())
+    for path in own_files():
+        made.update(f"\n{path.name}\n".encode() + path.read_bytes())
+    return made.hexdigest()
+
+
+def _recall(store: OwnFolder, key: str) -> dict[str, Any] | None:
     try:
-        kept = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(kept, dict) or kept.get("algorithm") != pattern.ALGORITHM:
-        return {}
-    known = kept.get("patterns")
-    if not isinstance(known, dict) or not all(isinstance(sets, list) for sets in known.values()):
-        return {}
-    pattern.remember(known)
-    return known
+        kept = json.loads(store.get(_KEPT) or b"null")
+    except ValueError:
+        return None
+    return kept if isinstance(kept, dict) and kept.get("key") == key else None
 
 
-def _keep(memory: Path) -> None:
-    text = json.dumps({"algorithm": pattern.ALGORITHM, "patterns": pattern.remembered()})
-    half = memory.with_suffix(f".{os.getpid()}")
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(text, encoding="utf-8")
-        half.replace(memory)
-    except OSError:
-        return  # the next start is as slow as this one
-
-
-def _load(extra: Sequence[Path]) -> Catalogue:
+def _load(documents: Mapping[str, Any], extra: Sequence[Path], store: OwnFolder | None) -> Catalogue:
     rules: list[Rule] = []
     origin: dict[str, Path] = {}
     for path in (*own_files(), *extra):
-        for rule in load_file(path):
+        own = documents.get(path.name) if path.parent == _FOLDER else None
+        for rule in _rules(path, own) if own is not None else load_file(path):
             if rule.id in origin:
                 raise ConfigError(f"{path}: {rule.id}", f"this id is already used in {origin[rule.id]}")
             origin[rule.id] = path
             rules.append(rule)
-    return Catalogue(rules)
+    return Catalogue(rules, store)
 
 
 def load_file(path: Path) -> tuple[Rule, ...]:
     """Read one family. Raises ConfigError."""
-    document = _document(path)
+    return _rules(path, _document(path))
+
+
+def _rules(path: Path, document: Mapping[str, Any]) -> tuple[Rule, ...]:
     family, rows = document.get("family"), document.get("rules")
     if not isinstance(family, str) or not isinstance(rows, list):
         raise ConfigError(str(path), "needs `family: NAME` and a list `rules:`")
@@ -90,8 +93,11 @@ def _document(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"can't be read: {error}") from error
+    import yaml  # a warm start does not need it
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - CSafeLoader or SafeLoader
+        document = yaml.load(text, Loader=loader)  # noqa: S506 - CSafeLoader or SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(str(path), f"is no YAML: {error}") from error
     if not isinstance(document, dict):

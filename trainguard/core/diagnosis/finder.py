@@ -1,36 +1,57 @@
-"""Where in a block of bytes any of many literals stands.
+"""Where in a block of bytes any of many literals or patterns stands.
 
 With hyperscan at memory speed; without it by one pure-Python expression over a trie of the
-literals. Both give the same answer: every literal that occurs in a line is reported for it
-at least once. What a line means is decided elsewhere, by `re` alone.
+literals. Both lead to the same answer: for every line that fits a pattern, the pattern or one of
+its literals is reported at least once. What a line means is decided elsewhere, by `re` alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
 from trainguard.core.diagnosis.pattern import BOUNDARY
+from trainguard.core.diagnosis.stream import bounds
 
 Hit = tuple[int, int]
-"""Offset of a literal's last byte plus one, and the literal's index."""
+"""Offset of the last byte found plus one, and the index: of a literal, or after these of a pattern."""
 
 
 class Finder(Protocol):
-    """Finds literals."""
+    """Finds literals, or whole patterns."""
 
     def find(self, data: bytes) -> list[Hit]:
         """All hits in the order of their offsets."""
         ...
 
-    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
-        """Report these literals only where one of their patterns fits, if that can be done fast."""
+    def sharpen(self) -> None:
+        """Look for the whole patterns from now on, if that can be done fast: it takes seconds to prepare."""
         ...
 
 
-def finder(literals: Sequence[str], *, native: bool | None = None) -> Finder:
+class Store(Protocol):
+    """Keeps what took long to work out. What it gives back is what was put, or nothing."""
+
+    def get(self, name: str) -> bytes | None:
+        """What was put last; None where nothing sound is there."""
+        ...
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keep, if that can be done."""
+        ...
+
+
+def finder(
+    literals: Sequence[str],
+    patterns: Sequence[str] = (),
+    *,
+    native: bool | None = None,
+    store: Store | None = None,
+) -> Finder:
     """The fastest finder there is; `native` False asks for the pure-Python one."""
     if native is False or not literals:
         return PythonFinder(literals)
@@ -40,71 +61,122 @@ def finder(literals: Sequence[str], *, native: bool | None = None) -> Finder:
         if native:
             raise
         return PythonFinder(literals)
-    return HyperscanFinder(module, literals)
+    return HyperscanFinder(module, literals, patterns, store)
+
+
+_STORED = "patterns.hs"
+_ODD = re.compile(rb"[^\t\x20-\x7e]")
+"""Bytes that count differently in the two engines, or are gone before `re` sees the line."""
+_ODD_PATTERN = rb"[^\t\n\r\x20-\x7e]"
 
 
 class HyperscanFinder:
-    """Literals by hyperscan, without case; sharpened ones by their whole patterns."""
+    """Literals by hyperscan, without case; when sharpened, whole patterns."""
 
-    def __init__(self, module: Any, literals: Sequence[str]) -> None:
+    def __init__(
+        self, module: Any, literals: Sequence[str], patterns: Sequence[str], store: Store | None
+    ) -> None:
         self._module = module
         self._literals = literals
-        self._all = self._of_literals(range(len(literals)))
-        self._plain = self._all
-        """The literals that are not sharpened."""
-        self._sharp: Any = None
-        self._patterns: dict[int, Sequence[str]] = {}
+        self._patterns = patterns
+        self._store = store
+        self._exact = self._recalled()
 
-    def _of_literals(self, indexes: Sequence[int]) -> list[Any]:
-        """Two databases: whole words, which are short, and plain literals."""
-        words = [index for index in indexes if _bounded(self._literals[index])]
-        plain = [index for index in indexes if not _bounded(self._literals[index])]
+    @property
+    def sharp(self) -> bool:
+        """Whether whole patterns are looked for."""
+        return self._exact is not None
+
+    @cached_property
+    def _blunt(self) -> list[Any]:
+        """Two databases of literals: whole words, which are short, and plain ones."""
+        words = [index for index, literal in enumerate(self._literals) if _bounded(literal)]
+        plain = [index for index, literal in enumerate(self._literals) if not _bounded(literal)]
         found = []
+        caseless = self._module.HS_FLAG_CASELESS
         if words:
-            found.append(self._compiled([(i, _word(self._literals[i])) for i in words]))
+            found.append(self._compiled([(i, _word(self._literals[i]), caseless) for i in words]))
         if plain:
-            literals = [(i, self._literals[i].strip(BOUNDARY).encode()) for i in plain]
+            literals = [(i, self._literals[i].strip(BOUNDARY).encode(), caseless) for i in plain]
             found.append(self._compiled(literals, literal=True))
         return found
 
-    def _compiled(self, expressions: Sequence[tuple[int, bytes]], *, literal: bool | None = None) -> Any:
-        """A database of caseless literals (True), caseless words (None), or patterns as they are (False)."""
+    def _compiled(self, expressions: Sequence[tuple[int, bytes, int]], *, literal: bool = False) -> Any:
+        """A database of numbered expressions with their flags."""
         database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
-        flag = 0 if literal is False else self._module.HS_FLAG_CASELESS
         database.compile(
-            expressions=[expression for _, expression in expressions],
-            ids=[index for index, _ in expressions],
+            expressions=[expression for _, expression, _ in expressions],
+            ids=[index for index, _, _ in expressions],
             elements=len(expressions),
-            flags=[flag] * len(expressions),
-            literal=literal is True,
+            flags=[flags for _, _, flags in expressions],
+            literal=literal,
         )
         return database
 
     def find(self, data: bytes) -> list[Hit]:
         """All hits in the order of their offsets."""
+        if self._exact is None:
+            return sorted(self._scanned(self._blunt, data))
+        hits = self._scanned((self._exact,), data)
+        odd = len(self._literals) + len(self._patterns)
+        known = [hit for hit in hits if hit[1] != odd]
+        if len(known) != len(hits):
+            known += [hit for hit in self._scanned(self._blunt, data) if _in_odd_line(data, hit[0])]
+        known.sort()
+        return known
+
+    @staticmethod
+    def _scanned(databases: Iterable[Any], data: bytes) -> list[Hit]:
         hits: list[Hit] = []
         append = hits.append
 
         def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append((end, index))
 
-        # other than ASCII bytes count differently in the two engines
-        blunt = self._sharp is None or not data.isascii()
-        for database in self._all if blunt else (*self._plain, self._sharp):
+        for database in databases:
             database.scan(data, match_event_handler=note)
-        hits.sort()
         return hits
 
-    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
-        """Report these literals only where one of their patterns fits."""
-        together = {**self._patterns, **patterns}
-        expressions = [(index, _loosened(p)) for index, several in together.items() for p in several]
-        plain = [index for index in range(len(self._literals)) if index not in together]
+    def sharpen(self) -> None:
+        """Look for the whole patterns from now on."""
+        if self._exact is not None or not self._patterns:
+            return
         try:
-            sharp, self._plain = self._compiled(expressions, literal=False), self._of_literals(plain)
+            self._exact = self._compiled(self._whole())
         except self._module.HyperscanError:
-            return  # they stay as they are: slower, with the same answers
-        self._sharp, self._patterns = sharp, together
+            self._patterns = ()  # it stays as it is: slower, with the same answers
+            return
+        if self._store is not None:
+            self._store.put(_STORED, self._key() + self._module.dumpb(self._exact))
+
+    def _whole(self) -> list[tuple[int, bytes, int]]:
+        """Every pattern, and one that says once whether a block holds odd bytes."""
+        first = len(self._literals)
+        found = [(first + index, _loosened(p), 0) for index, p in enumerate(self._patterns)]
+        return [*found, (first + len(found), _ODD_PATTERN, self._module.HS_FLAG_SINGLEMATCH)]
+
+    def _key(self) -> bytes:
+        """What the database was made from and by. Other processors refuse it themselves."""
+        made = repr((self._module.__version__, self._literals, self._whole()))
+        return hashlib.blake2b(made.encode(), digest_size=32).digest()
+
+    def _recalled(self) -> Any:
+        """The database that an earlier process compiled; None where there is none that fits."""
+        kept = self._store.get(_STORED) if self._store is not None and self._patterns else None
+        if kept is None or kept[:32] != self._key():
+            return None
+        try:
+            database = self._module.loadb(kept[32:], self._module.HS_MODE_BLOCK)
+            database.scratch = self._module.Scratch(database)
+            self._scanned((database,), b"any text")
+        except self._module.HyperscanError:
+            return None
+        return database
+
+
+def _in_odd_line(data: bytes, offset: int) -> bool:
+    start, end = bounds(data, offset)
+    return _ODD.search(data, start, end) is not None
 
 
 _GROUP_NAME = re.compile(r"\(\?P<\w+>")
@@ -170,7 +242,7 @@ class PythonFinder:
             return False
         return not (marked.endswith(BOUNDARY) and end < len(lower) and lower[end] in _WORD_BYTES)
 
-    def sharpen(self, patterns: Mapping[int, Sequence[str]]) -> None:
+    def sharpen(self) -> None:
         """Nothing: here the literals are the fast part."""
 
 

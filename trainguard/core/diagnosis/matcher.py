@@ -1,17 +1,16 @@
-"""The whole catalogue as one matcher: literals find the lines, expressions decide."""
+"""The whole catalogue as one matcher: literals or whole patterns find the lines, expressions decide."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from trainguard.core.diagnosis.echo import Echo, echo_of
 from trainguard.core.diagnosis.exits import PROBES
-from trainguard.core.diagnosis.finder import Finder, finder
+from trainguard.core.diagnosis.finder import Finder, Store, finder
 from trainguard.core.diagnosis.pattern import BOUNDARY, requirements
 from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
 from trainguard.core.diagnosis.text import Head
@@ -79,7 +78,7 @@ class Entry:
             rule is not None
             and self.near is None
             and rule.healthy
-            and healthy.get(rule.id, 0) >= _ENOUGH_SIGNS
+            and healthy.get(rule.id, 0) >= ENOUGH_SIGNS
         )
 
     @property
@@ -91,11 +90,15 @@ class Entry:
 class Matcher:
     """Finds which rules a line fits. Built once per catalogue."""
 
-    def __init__(self, catalogue: Catalogue, *, native: bool | None = None) -> None:
+    def __init__(
+        self, catalogue: Catalogue, *, native: bool | None = None, store: Store | None = None
+    ) -> None:
         self.catalogue = catalogue
         self._native = native
+        self._store = store
         self._compiled: dict[str, re.Pattern[str]] = {}
         self._entries: dict[str, list[Entry]] = {}
+        self._by_pattern: dict[str, list[Entry]] = {}
         for rule in catalogue.rules:
             for pattern in rule.any_of:
                 self._add(Entry(rule, None, pattern))
@@ -105,19 +108,34 @@ class Matcher:
         for pattern in PROBES:
             self._add(Entry(None, None, pattern))
         self._literals = sorted(self._entries)
+        self._patterns = sorted(self._by_pattern)
+        self._of_index = [self._entries[literal] for literal in self._literals]
+        self._of_index += [self._by_pattern[pattern] for pattern in self._patterns]
         self._by_set: dict[frozenset[int], tuple[Entry, ...]] = {}
-        self._vain: Counter[int] = Counter()
-        self._sharpened: set[int] = set()
-        self._looks = 0
+        self._vain = 0
 
     def _add(self, entry: Entry) -> None:
         for literal in requirements(entry.pattern)[0]:
             self._entries.setdefault(literal, []).append(entry)
+        self._by_pattern.setdefault(entry.pattern, []).append(entry)
 
     @cached_property
     def finder(self) -> Finder:
-        """Finds the literals; made when first asked for."""
-        return finder(self._literals, native=self._native)
+        """Finds literals or patterns; made when first asked for."""
+        return finder(self._literals, self._patterns, native=self._native, store=self._store)
+
+    @cached_property
+    def _signs(self) -> list[int]:
+        """The indexes that only healthy rules wait for."""
+        return [
+            index
+            for index, entries in enumerate(self._of_index)
+            if all(e.rule is not None and e.rule.healthy and e.near is None for e in entries)
+        ]
+
+    def settled(self, healthy: Mapping[str, int]) -> frozenset[int]:
+        """The indexes that say nothing new: healthy signs that were seen often enough."""
+        return frozenset(i for i in self._signs if all(e.settled(healthy) for e in self._of_index[i]))
 
     def _expression(self, pattern: str) -> re.Pattern[str]:
         found = self._compiled.get(pattern)
@@ -130,7 +148,7 @@ class Matcher:
         if found is None:
             entries: dict[tuple[str, int, str], Entry] = {}
             for index in sorted(literals):
-                for entry in self._entries[self._literals[index]]:
+                for entry in self._of_index[index]:
                     entries[entry.key] = entry
             found = tuple(entries.values())
             if len(self._by_set) < _MEMO:
@@ -146,27 +164,18 @@ class Matcher:
             if all(any(text in lower for text in texts) for texts in entry.also)
         )
 
-    def in_vain(self, literals: frozenset[int]) -> None:
-        """Count a line that these literals found for nothing."""
-        self._vain.update(literals)
+    def in_vain(self) -> None:
+        """Count a line that was found for nothing."""
+        self._vain += 1
 
     def sharpen(self) -> None:
-        """Have the literals that find too many lines for nothing replaced by their whole patterns.
+        """Have lines found by whole patterns, once too many were found for nothing.
 
-        It changes how lines are found, never which: compiling a pattern costs what some hundred
-        lines looked at in vain do.
+        It changes how lines are found, never which.
         """
-        self._looks += 1
-        if self._looks & (self._looks - 1):  # at the 1st, 2nd, 4th, 8th ... look
-            return
-        dull = {}
-        for index, vain in self._vain.items():
-            entries = self._entries[self._literals[index]]
-            if index not in self._sharpened and vain > _PATIENCE * (1 + len(entries)):
-                dull[index] = [entry.pattern for entry in entries]
-        if dull:
-            self._sharpened |= set(dull)
-            self.finder.sharpen(dull)
+        if self._vain > _PATIENCE:
+            self._vain = 0
+            self.finder.sharpen()
 
     def fitting(self, entries: Sequence[Entry], text: str) -> tuple[Entry, ...]:
         """Those that fit somewhere in the line, wherever its message begins."""
@@ -213,9 +222,10 @@ class Matcher:
         return Match(rule, groups, echo_of(head.body, start, end, before()), start, end)
 
 
-_ENOUGH_SIGNS = 64
-_PATIENCE = 800
-"""Lines looked at in vain, a pattern, before a literal is given up."""
+ENOUGH_SIGNS = 64
+"""Lines that fit a healthy rule, after which more of them say nothing."""
+_PATIENCE = 50_000
+"""Lines looked at in vain before all patterns are compiled: as long as that takes."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""
 

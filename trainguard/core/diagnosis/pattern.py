@@ -37,6 +37,7 @@ _DULL_WORDS = """
     message reason device root name type status exception runtimeerror while when main raise checkpoint
     checkpoints load loading loaded save saving saved read write reading retry retrying config model
     training train dataset batch connection network server client request response version
+    norm grad gradient token tokens sample samples learning throughput
 """
 _DULL = frozenset(_DULL_WORDS.split())
 _DULLEST = frozenset(
@@ -69,7 +70,7 @@ def check(pattern: str, *, searched: bool = True) -> None:
 
 _CHECKED: set[tuple[str, bool]] = set()
 _REQUIRED: dict[str, tuple[Literals, ...]] = {}
-ALGORITHM = 1
+ALGORITHM = 2
 """Counts up when other patterns pass, or others literals are found: what was remembered is then void."""
 
 Memory = dict[str, list[list[str]]]
@@ -82,6 +83,11 @@ def remembered() -> Memory:
         pattern: [sorted(literals) for literals in _REQUIRED[pattern]] if searched else []
         for pattern, searched in sorted(_CHECKED)
     }
+
+
+def count() -> int:
+    """How many patterns were checked in this process or an earlier one."""
+    return len(_CHECKED)
 
 
 def remember(memory: Memory) -> None:

@@ -19,6 +19,7 @@ from trainguard.core.fact import Fact
 from trainguard.core.verdict import FaultClass
 
 if TYPE_CHECKING:
+    from trainguard.core.diagnosis.finder import Store
     from trainguard.core.diagnosis.matcher import Matcher
 
 _SCOPES = frozenset({"job", "node", "cluster", "workspace", "code", "data", "money"})
@@ -174,7 +175,8 @@ class Rule(_Row):
 class Catalogue:
     """All rules, by id. Two rules with one id are an error of whoever loads them."""
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Iterable[Rule], store: Store | None = None) -> None:
+        self._store = store
         by_id: dict[str, Rule] = {}
         for rule in rules:
             if rule.id in by_id:
@@ -197,7 +199,7 @@ class Catalogue:
         """All patterns as one matcher; built when first asked for."""
         from trainguard.core.diagnosis.matcher import Matcher  # it needs the rules above
 
-        return Matcher(self)
+        return Matcher(self, store=self._store)
 
     def __len__(self) -> int:
         return len(self._by_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from functools import partial
 
 from trainguard.core.diagnosis.echo import Echo
 from trainguard.core.diagnosis.exits import Exit, exit_of
-from trainguard.core.diagnosis.matcher import Entry, Match, Matcher
+from trainguard.core.diagnosis.matcher import ENOUGH_SIGNS, Entry, Match, Matcher
 from trainguard.core.diagnosis.rule import Near, Rule
 from trainguard.core.diagnosis.steps import Point, points
-from trainguard.core.diagnosis.stream import LINE_LIMIT, Chunk, Stream, chunks
+from trainguard.core.diagnosis.stream import Chunk, Stream, bounds, chunks
 from trainguard.core.diagnosis.text import Head, Stamp, clean, head
 from trainguard.core.diagnosis.traceback import EXCEPTION, owners_frame
 from trainguard.core.evidence import EvidenceKind
@@ -30,6 +31,8 @@ _AT_ONCE_ALL = 50_000
 _LAST = 512
 """Familiar lines that are kept, to look at the last ones of a stream at its end."""
 _EXITS = 2_000
+_LAST_INDEX = 1 << 60
+"""After every index of a hit."""
 _REGION = 1 << 15
 """Bytes at the beginning and the end of a stream whose every progress line is read."""
 _SAMPLE = 1 << 10
@@ -105,12 +108,12 @@ def scan(stream: Stream, index: int, matcher: Matcher) -> Scanned:
 
 
 _Waiting = tuple[frozenset[int], int, bytes, bytes]
-_VARIABLE = re.compile(rb"\d\d:\d\d(?::\d\d)?|\.\d{2,}|\d{4,}|0x[0-9a-f]+")
-"""What tells lines of one form apart: short numbers (an Xid, an exit code) and magnitudes stay."""
+_VARIABLE = re.compile(rb"\d{1,9}/\d{3,9}\b|\d\d:\d\d(?::\d\d(?:[.,]\d{1,9})?)?|\.\d{2,}|\d{4,}|0x[0-9a-f]+")
+"""What tells lines of one form apart. Short numbers (an Xid, an exit code) stay, and by the length magnitudes."""
 
 
-def _masked(found: re.Match[bytes]) -> bytes:
-    return b"#" * (found.end() - found.start())
+def _form(raw: bytes) -> int:
+    return hash((_VARIABLE.sub(b"#", raw), len(raw)))
 
 
 class _Scanner:
@@ -119,6 +122,7 @@ class _Scanner:
         self._found = Scanned(stream, index)
         self._forms: Counter[int] = Counter()
         self._looked = 0
+        self._settled: frozenset[int] = frozenset()
         self._waiting: deque[_Waiting] = deque(maxlen=_LAST)
         self._previous = b""
 
@@ -161,31 +165,27 @@ class _Scanner:
 
     def _chunk(self, chunk: Chunk) -> None:
         data = chunk.data
-        number, counted = chunk.first_line, 0
-        start, end = 0, -1
-        literals: set[int] = set()
-        for offset, literal in self._matcher.finder.find(data):
-            if offset <= end:
-                literals.add(literal)
+        number, counted, end = chunk.first_line, 0, -2
+        hits = self._matcher.finder.find(data)
+        settled = self._settled
+        for offset, index in hits:
+            if offset <= end + 1 or index in settled:  # a pattern may end with the line's end
                 continue
-            if literals:
-                self._candidate(frozenset(literals), number, data, start, end)
-            start, end = _bounds(data, offset)
+            start, end = bounds(data, offset)
             number += data.count(b"\n", counted, start)
             counted = start
-            literals = {literal}
-        if literals:
-            self._candidate(frozenset(literals), number, data, start, end)
+            first, last = (bisect_right(hits, (place, _LAST_INDEX)) for place in (start, end + 1))
+            self._candidate(frozenset(i for _, i in hits[first:last]), number, data, start, end)
 
     def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
         raw = data[start:end]
-        form = hash(_VARIABLE.sub(_masked, raw)) if self._looked >= _AT_ONCE else 0
+        form = _form(raw) if self._looked >= _AT_ONCE else 0
         if form and (self._forms[form] >= _ALIKE or self._looked >= _AT_ONCE_ALL):
             self._waiting.append((literals, number, raw, data[max(0, start - _SHORT_LOOKBACK) : start]))
             return
         entries = self._matcher.plausible(literals, raw)
         if not entries:
-            self._matcher.in_vain(literals)
+            self._matcher.in_vain()
             return
         previous = self._previous
 
@@ -194,7 +194,7 @@ class _Scanner:
             return near if start >= _LOOKBACK else previous[start - _LOOKBACK :] + near
 
         if not self._line(entries, number, raw, before):
-            self._matcher.in_vain(literals)
+            self._matcher.in_vain()
         elif form and len(self._forms) < _FORMS:
             self._forms[form] += 1
 
@@ -203,9 +203,9 @@ class _Scanner:
         entries = self._matcher.fitting(entries, text)
         if not entries:
             return False
-        self._looked += 1
         if all(entry.settled(self._found.healthy) for entry in entries):
             return True
+        self._looked += 1
         line = head(text)
         kind = self._found.stream.kind
         found = self._matcher.match(entries, line, text, lambda: _message_before(before()), kind)
@@ -252,17 +252,8 @@ class _Scanner:
         (kept.first if first else kept.last).append(hit)
         if match.rule.healthy and match.echo is None:
             found.healthy[match.rule.id] += 1
-
-
-def _bounds(data: bytes, offset: int) -> tuple[int, int]:
-    """The line around a hit that ends at `offset`, at most twice the line limit long."""
-    low = max(0, offset - LINE_LIMIT)
-    start = max(data.rfind(b"\n", low, offset - 1), data.rfind(b"\r", low, offset - 1)) + 1
-    end = data.find(b"\n", offset - 1, offset + LINE_LIMIT)
-    if end < 0:
-        end = min(len(data), offset + LINE_LIMIT)
-    turn = data.find(b"\r", offset - 1, end)
-    return max(start, low), turn if turn >= 0 else end
+            if found.healthy[match.rule.id] == ENOUGH_SIGNS:
+                self._settled = self._matcher.settled(found.healthy)
 
 
 def _message_before(before: bytes) -> str:

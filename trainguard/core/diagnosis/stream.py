@@ -63,6 +63,17 @@ def chunks(blocks: Iterable[bytes | str]) -> Iterator[Chunk]:
         yield Chunk(_cleaned(carry), line, carry.count(b"\n"))
 
 
+def bounds(data: bytes, offset: int) -> tuple[int, int]:
+    """The line around a hit that ends at `offset`, at most twice the line limit long."""
+    low = max(0, offset - LINE_LIMIT)
+    start = max(data.rfind(b"\n", low, offset - 1), data.rfind(b"\r", low, offset - 1)) + 1
+    end = data.find(b"\n", offset - 1, offset + LINE_LIMIT)
+    if end < 0:
+        end = min(len(data), offset + LINE_LIMIT)
+    turn = data.find(b"\r", offset - 1, end)
+    return max(start, low), turn if turn >= 0 else end
+
+
 def _whole(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """No block longer than a chunk; small ones are gathered."""
     gathered: list[bytes] = []
