@@ -295,3 +295,43 @@ def test_a_flood_of_hits_is_counted_but_not_kept() -> None:
     examination = examine((MEMORY + "\n") * 50_000)
     assert sum(1 for _ in examination.scanned[0].hits()) < 1000
     assert examination.diagnosis.fault == "gpu_oom"
+
+
+NODE_DIED = rule(
+    id="TEST-040",
+    name="node-died",
+    fault="node_failure",
+    rank=15,
+    scope="node",
+    transient=True,
+    any_of=["DUE TO NODE FAILURE"],
+    actions=["restart_excluding_node"],
+)
+ERROR = rule(id="TEST-050", name="value-error", rank=74, weak=True, any_of=["^ValueError: "])
+EXIT = rule(id="TEST-096", name="exit-one", rank=96, weak=True, cascade=True, facts={"exit_code": [1]})
+CLAIM = "slurmstepd: error: *** JOB 7 CANCELLED DUE TO NODE FAILURE ***\n"
+
+
+@pytest.mark.parametrize(
+    ("native", "rest", "fault"),
+    [
+        ("FAILED", "ValueError: bad shape\n", "code_bug"),
+        ("NODE_FAIL", "ValueError: bad shape\n", "node_failure"),
+        ("", "ValueError: bad shape\n", "node_failure"),
+        ("FAILED", "", "node_failure"),
+    ],
+)
+def test_what_the_log_claims_against_the_scheduler_loses_against_any_sound_cause(
+    native: str, rest: str, fault: str
+) -> None:
+    diagnosis = said(CLAIM + rest, rules=(NODE_DIED, ERROR), observation=observed(native=native, exit_code=1))
+    assert diagnosis.fault == fault
+    if fault == "code_bug":
+        assert [finding.rule for finding in diagnosis.runners_up] == ["TEST-040"]
+        assert "scheduler" in diagnosis.runners_up[0].why_not
+
+
+def test_a_bare_exit_code_is_unknown_and_says_where_to_look() -> None:
+    diagnosis = said("nothing that is known\n", rules=(EXIT,), observation=observed(exit_code=1))
+    assert (diagnosis.fault, diagnosis.rule) == (FaultClass.UNKNOWN, "TEST-096")
+    assert diagnosis.look_next and not diagnosis.actions and diagnosis.transient is None

@@ -14,6 +14,7 @@ from trainguard.core.diagnosis.steps import Point, advanced
 from trainguard.core.diagnosis.timeline import Timeline
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.observation import Liveness, Observation
+from trainguard.core.verdict import FaultClass
 
 _STEPS_THAT_PROVE = 3
 """Steps after a scare line that show it was survived: fewer may be another rank's, or a late buffer."""
@@ -46,6 +47,16 @@ class Candidate:
         if self.rule.cascade:
             return 2
         return 1 if self.rule.weak or self.rule.rank >= SYMPTOM else 0
+
+    @property
+    def from_the_job(self) -> bool:
+        """Whether all its lines stand in a text that the job itself could write."""
+        return bool(self.hits) and all(hit.stream_kind in _JOBS_WORDS for hit in self.hits)
+
+    @property
+    def says_only_that(self) -> bool:
+        """Whether it says only that something failed, as a bare exit code does, and nothing of what."""
+        return self.rule.cascade and self.rule.weak and self.rule.fault is FaultClass.CODE_BUG
 
     @property
     def hearsay(self) -> bool:

@@ -70,16 +70,17 @@ class Examination:
     def _of(self, root: Candidate) -> Diagnosis:
         suspects = self._suspects(root)
         sure = confidence(self.ranking, self.observation)
+        unknown = root.says_only_that
         return Diagnosis(
-            fault=root.rule.fault,
+            fault=FaultClass.UNKNOWN if unknown else root.rule.fault,
             cause=_sentence(root, suspects),
             rule=root.rule.id,
             by=SaidBy.RULE,
             confidence=sure,
-            transient=root.rule.transient,
+            transient=None if unknown else root.rule.transient,
             citations=self._citations(root),
             suspects=suspects,
-            actions=_allowed(root),
+            actions=() if unknown else _allowed(root),
             consequences=self._findings([(c, "follows from the root") for c in self.ranking.consequences]),
             runners_up=self._findings(self.ranking.others),
             look_next=advice.look_next(root, sure, self.scanned),

@@ -14,6 +14,8 @@ _BAND = 20
 """Catalogue ranks within a band are equally near to the root: there the earlier one wins."""
 _HEARSAY_RANK = 65
 """The kernel's words in a text that the job could write itself are no nearer than this."""
+_CONSEQUENCE = 2
+"""The tier of what follows from something else."""
 _CRASH_LINES = 60
 _CRASH_SECONDS = 2.0
 
@@ -35,6 +37,8 @@ def rank(candidates: Sequence[Candidate], observation: Observation | None) -> Ra
     faults = [c for c in candidates if not c.rule.healthy]
     standing = sorted((c for c in faults if not c.survived and not c.echo), key=_order)
     set_aside = [c for c in faults if c.survived or c.echo]
+    doubted = _doubted(standing, observation)
+    standing = [c for c in standing if c not in doubted]
     if not standing:
         standing, set_aside = _last_resort(set_aside, observation, bool(ranking.healthy))
     if standing:
@@ -42,8 +46,29 @@ def rank(candidates: Sequence[Candidate], observation: Observation | None) -> Ra
         for other in standing:
             if other is not ranking.root:
                 _place(ranking, other)
+    ranking.others += [(c, _DENIED) for c in doubted]
     ranking.others += [(c, _why_aside(c)) for c in sorted(set_aside, key=_order)]
     return ranking
+
+
+_DENIED = "the scheduler says something else, and only the job's own log says this"
+
+
+def _doubted(standing: Sequence[Candidate], observation: Observation | None) -> list[Candidate]:
+    """What the job's log claims against the scheduler, where something else can be the root."""
+    if observation is None:
+        return []
+    doubted = [c for c in standing if _denied(c, observation)]
+    sound = any(c.hits and c.tier < _CONSEQUENCE and c not in doubted for c in standing)
+    return doubted if sound else []
+
+
+def _denied(candidate: Candidate, observation: Observation) -> bool:
+    if candidate.fact or not candidate.from_the_job:
+        return False
+    fault = candidate.rule.fault
+    unseen = fault is FaultClass.HOST_OOM and candidate.hearsay and observation.oom_killed is False
+    return unseen or _ends_otherwise(fault, observation.native)
 
 
 def _order(candidate: Candidate) -> tuple[int, int, bool, float, int, int, int, str]:
@@ -144,7 +169,11 @@ def confidence(ranking: Ranking, observation: Observation | None) -> float:
         return 0.0
     value = (0.92, 0.92, 0.88, 0.78, 0.6)[min(root.rule.rank // _BAND, 4)]
     value = min(value, (1.0, 0.65, 0.55)[root.tier])
-    rivals = {c.rule.fault for c, why in ranking.others if not (c.survived or c.echo) and "nearer" not in why}
+    rivals = {
+        c.rule.fault
+        for c, why in ranking.others
+        if not (c.survived or c.echo or why == _DENIED) and "nearer" not in why
+    }
     if rivals - {root.rule.fault}:
         value -= 0.15
     if root.hearsay or root.echo or root.survived:
