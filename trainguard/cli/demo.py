@@ -88,7 +88,7 @@ def _play(scenario: Scenario, folder: Path, *, yes: bool, as_json: bool) -> tupl
 
     work = folder / "training"
     config = LocalJob(
-        command=(sys.executable, "-m", scenario.module, "--work", str(work), *scenario.arguments),
+        command=(*_launcher(scenario), "--work", str(work), *scenario.arguments),
         name="spirals",
         project="demo",
         state=folder / "job",
@@ -116,6 +116,13 @@ def _play(scenario: Scenario, folder: Path, *, yes: bool, as_json: bool) -> tupl
         )
     guard_here(job, block, options, quiet_end=as_json)
     return asyncio.run(_record(job.key))
+
+
+def _launcher(scenario: Scenario) -> tuple[str, ...]:
+    if scenario is TORCH_SCENARIO:
+        ranks = ("--standalone", "--nproc-per-node", "2")
+        return (sys.executable, "-m", "torch.distributed.run", *ranks, "-m", scenario.module)
+    return (sys.executable, "-m", scenario.module)
 
 
 def _answer_in_background() -> None:

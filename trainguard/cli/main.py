@@ -102,3 +102,7 @@ def _say(problem: Exception, remedy: str) -> None:
     typer.echo(f"trainguard: {problem}", err=True)
     if remedy:
         typer.echo(f"  {remedy}", err=True)
+
+
+if __name__ == "__main__":
+    main()
