@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from trainguard.cli.prefect_server import free_port, prefect_server, server_environment
+pytest.register_assert_rewrite(
+    "trainguard.testing.contract_actions",
+    "trainguard.testing.contract_logs",
+    "trainguard.testing.contract_observe",
+)
+
+from trainguard.cli.prefect_server import free_port, prefect_server, server_environment  # noqa: E402 - after the rewrite
 
 # Prefect reads its settings when it is first imported: before any fixture runs.
 _HOME = Path(tempfile.mkdtemp(prefix="trainguard-tests-"))
