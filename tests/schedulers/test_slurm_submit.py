@@ -30,7 +30,10 @@ def detail(line: str = "", **more: object) -> Detail:
             "sbatch --comment=x -J name --dependency=afterok:3 --array=1-4 -n 2 /w/train.sh --lr 3",
             ["-n", "2"],
         ),
-        ("sbatch --job-name my job train.sh --lr 3", None),
+        ("sbatch -n 2 --job-name my job train.sh --lr 3", ["-n", "2"]),
+        ("sbatch --comment=the owner's words -n 2 train.sh --lr 3", ["-n", "2"]),
+        ("sbatch --output=my job.txt train.sh --lr 3", None),
+        ("sbatch other.sh --lr 3", None),
         ("sbatch train.sh --lr 4", None),
         ("sbatch --wrap=train.sh --lr 3", None),
         ("sbatch -n1 : -n2 train.sh --lr 3", None),
@@ -42,6 +45,16 @@ def test_a_submit_line_is_taken_apart_only_where_it_leaves_no_doubt(
 ) -> None:
     found = original_options(line, FIELDS["Command"])
     assert (found[0] if found else None) == options
+
+
+@pytest.mark.parametrize("text", ["runs -n 5", "see train.sh", "a --hold"])
+def test_a_comment_that_could_be_taken_for_options_leaves_a_doubt(text: str) -> None:
+    assert original_options(f"sbatch --comment={text} train.sh --lr 3", FIELDS["Command"], text) is None
+
+
+def test_a_forgotten_jobs_line_is_read_without_the_controllers_help() -> None:
+    assert original_options("sbatch -n 2 train.sh --lr 3", "") == (["-n", "2"], ["--lr", "3"])
+    assert original_options("sbatch --comment=two words train.sh --lr 3", "") is None
 
 
 def test_without_a_submit_line_the_controllers_words_are_used() -> None:
@@ -57,6 +70,14 @@ def test_where_the_controller_shows_the_path_alone_the_submit_line_tells_the_arg
     )
     assert call.arguments == ("--lr", "3")
     assert submission(detail(fields=newer, version=(22, 5)), "c", Resume(), "", []).arguments == ()
+
+
+def test_a_job_named_after_its_script_leaves_no_doubt() -> None:
+    named = FIELDS | {"Command": "/w/train.sh", "Name": "train.sh"}
+    call = submission(
+        detail("sbatch -n 2 train.sh --lr 3", fields=named, version=(24, 11)), "c", Resume(), "", []
+    )
+    assert call.arguments == ("--lr", "3")
 
 
 def test_the_changes_come_after_the_original_options_and_so_win() -> None:

@@ -37,8 +37,12 @@ from trainguard.transports.posix_shell import (
 )
 
 T = TypeVar("T")
+_BROKEN = (paramiko.SSHException, OSError, EOFError)
 MAX_CHANNELS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_CLOSING = 2.0
+_NO_SESSION = (0.1, 0.3, 1.0)
+"""Pauses before asking again for a session that the server did not open."""
 _SHORT_PAUSE = 2.0
 """A pause this short is waited for; during a longer one calls fail at once."""
 
@@ -131,22 +135,34 @@ class SshConnection:
 
     def _channel(self, now: bool) -> paramiko.Channel:
         """Open a channel; where the kept connection turns out dead, make a new one once."""
-        for kept in (True, False):
-            client, fresh = self._client(now)
-            transport = client.get_transport()
+        client, fresh = self._client(now)
+        try:
+            return self._session(client)
+        except _BROKEN as error:
+            self._drop(client)
+            if fresh:
+                raise UnreachableError(f"{self.target.host}: {_said(error)}") from error
+        client, _ = self._client(now)
+        try:
+            return self._session(client)
+        except _BROKEN as error:
+            self._drop(client)
+            raise UnreachableError(f"{self.target.host}: {_said(error)}") from error
+
+    def _session(self, client: paramiko.SSHClient) -> paramiko.Channel:
+        transport = client.get_transport()
+        if transport is None:
+            raise EOFError("the connection is closed")
+        for pause in (*_NO_SESSION, None):
             try:
-                if transport is None:
-                    raise EOFError("the connection is closed")
                 return transport.open_session(timeout=self.target.connect_timeout)
-            except (paramiko.SSHException, OSError, EOFError) as error:
-                if isinstance(error, paramiko.ChannelException):
+            except paramiko.ChannelException as error:
+                if pause is None:
                     raise UnreachableError(
                         f"{self.target.host}: the server opens no further session: {_said(error)}"
                     ) from error
-                self._drop(client)
-                if fresh or not kept:
-                    raise UnreachableError(f"{self.target.host}: {_said(error)}") from error
-        raise UnreachableError(f"{self.target.host}: no connection")
+                time.sleep(pause)
+        raise EOFError("the connection is closed")
 
     def _client(self, now: bool) -> tuple[paramiko.SSHClient, bool]:
         with self._lock:
@@ -200,6 +216,7 @@ def _read(channel: paramiko.Channel, timeout: float, limit: int) -> tuple[bytes,
             err += channel.recv_stderr(1 << 16)
         elif channel.eof_received or channel.closed:
             if not (channel.recv_ready() or channel.recv_stderr_ready()):
+                _await_close(channel)
                 return bytes(out), bytes(err)
         else:
             select.select([channel], [], [], 1.0)
@@ -207,6 +224,13 @@ def _read(channel: paramiko.Channel, timeout: float, limit: int) -> tuple[bytes,
             raise AnswerLostError(f"more than {limit} bytes of output")
         if time.monotonic() > deadline:
             raise AnswerLostError(f"no answer within {timeout:.0f} s")
+
+
+def _await_close(channel: paramiko.Channel) -> None:
+    """The server counts a session until it has closed it: leaving earlier runs into MaxSessions."""
+    end = time.monotonic() + _CLOSING
+    while not channel.closed and time.monotonic() < end:
+        time.sleep(0.002)
 
 
 def _connect(target: SshTarget) -> list[paramiko.SSHClient]:

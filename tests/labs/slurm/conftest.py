@@ -50,6 +50,7 @@ async def bare() -> AsyncIterator[Cluster]:
 
 async def _cluster(name: str) -> AsyncIterator[Cluster]:
     one = Cluster(_facts(name))
+    one.mend()
     yield one
     await one.close()
     one.run("scancel", "-u", one.facts["USER_NAME"], check=False)

@@ -186,6 +186,11 @@ class Cluster:
             self.run("scontrol", "update", f"nodename={node}", "state=resume", user="root", check=False)
         return state in {"idle", "mixed", "allocated"}
 
+    def mend(self) -> None:
+        """Take back what an interrupted test left: nodes that are down or drained."""
+        for node in set(self.run("sinfo", "-h", "-N", "-t", "down,drain", "-o", "%N", check=False).split()):
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", user="root", check=False)
+
     def fault(self, name: str, number: int, text: str = "") -> Path:
         path = self.folder / "faults" / f"{name}.{self.node(number)}"
         path.write_text(text)

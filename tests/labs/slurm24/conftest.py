@@ -22,6 +22,7 @@ async def cluster() -> AsyncIterator[Cluster]:
         pytest.skip(HOW)
     facts = dict(line.partition("=")[::2] for line in path.read_text().splitlines() if "=" in line)
     one = Cluster(facts)
+    one.mend()
     yield one
     await one.close()
     one.run("scancel", "-u", one.facts["USER_NAME"], check=False)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from trainguard.core.errors import RefusedError
 from trainguard.core.job import Resume, ResumeBy
 from trainguard.schedulers.slurm.detail import Detail
+from trainguard.schedulers.slurm.marks import without_marks
 from trainguard.schedulers.slurm.parse import minutes
 from trainguard.transports.posix_shell import Command
 
@@ -28,6 +29,7 @@ _REPLACED = (
     "--test-only --export --export-file --quiet -Q --verbose -v"
 )
 _OURS = frozenset(_REPLACED.split(" "))
+_FREE = frozenset({"--comment", "--job-name", "-J"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -71,32 +73,41 @@ class Submission:
         )
 
 
-def original_options(submit_line: str, command: str) -> tuple[list[str], list[str]] | None:
+def original_options(
+    submit_line: str, command: str, free_text: str = ""
+) -> tuple[list[str], list[str]] | None:
     """Take a submit line apart into options and the script's arguments.
 
-    Slurm stores it joined by blanks, without quotes: where that leaves a doubt, None.
+    Slurm stores it joined by blanks, without quotes: where that leaves a doubt, None. `command` is what the
+    controller says of the script, `free_text` the owner's comment and job name, which may hold blanks.
     """
-    words, said = submit_line.split(), command.split()
+    words, said, loose = submit_line.split(), command.split(), free_text.split()
+    path = said[0] if said else ""
     if not words or ":" in words or "--wrap" in submit_line:
         return None
-    at = _script_at(words)
-    if at is None or (said and not _is_script(words[at], said[0])):
+    if any(word.startswith("-") or (path and _is_script(word, path)) for word in loose):
         return None
-    if said[1:] and words[at + 1 :] != said[1:]:
+    at = _script_at(words, path)
+    if at is None or (said[1:] and words[at + 1 :] != said[1:]):
         return None
     return _without_ours(words[1:at]), words[at + 1 :]
 
 
-def _script_at(words: Sequence[str]) -> int | None:
+def _script_at(words: Sequence[str], path: str) -> int | None:
     """Where the script stands: the first word that is no option and no option's value."""
-    waiting = False
+    waiting, free = False, False
     for index, word in enumerate(words[1:], 1):
         if word.startswith("-"):
             waiting = "=" not in word and word not in _FLAGS and (word.startswith("--") or len(word) == 2)
+            free = word.partition("=")[0] in _FREE
         elif waiting:
             waiting = False
-        else:
+        elif path and _is_script(word, path):
             return index
+        elif path and free:
+            continue
+        else:
+            return None if path or free else index
     return None
 
 
@@ -136,6 +147,13 @@ def told_options(detail: Detail) -> list[str]:
     limit = minutes(detail.get("TimeLimit"))
     options = [f"{name}={value}" for name, value in wanted.items() if value and value != "0"]
     return options + ([f"--time={limit}"] if limit else [])
+
+
+def _free_text(detail: Detail, comment: str) -> str:
+    """What of the owner's words stands in the submit line; a name that was not given is the script's."""
+    words = {word.partition("=")[0] for word in detail.submit_line.split()}
+    name = detail.get("Name") if words & {"--job-name", "-J"} else ""
+    return f"{without_marks(comment) if '--comment' in words else ''} {name}"
 
 
 def _tells_arguments(detail: Detail) -> bool:
@@ -188,7 +206,7 @@ def submission(
         )
     if detail.id.offset is not None or " : " in detail.submit_line:
         raise RefusedError("a heterogeneous job can only be requeued, not submitted again")
-    taken = original_options(detail.submit_line, detail.get("Command"))
+    taken = original_options(detail.submit_line, detail.get("Command"), _free_text(detail, comment))
     options, arguments = taken or (told_options(detail), detail.get("Command").split()[1:])
     if taken is None and not detail.get("Partition"):
         raise RefusedError(
