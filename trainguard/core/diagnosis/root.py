@@ -71,11 +71,12 @@ def _denied(candidate: Candidate, observation: Observation) -> bool:
     return unseen or _ends_otherwise(fault, observation.native)
 
 
-def _order(candidate: Candidate) -> tuple[int, int, bool, float, int, int, int, str]:
+def _order(candidate: Candidate) -> tuple[bool, int, int, bool, float, int, int, int, str]:
     rule = candidate.rule
     nearness = _nearness(candidate)
     first = candidate.first
     return (
+        candidate.says_only_that,
         candidate.tier,
         nearness // _BAND,
         candidate.when is None,
