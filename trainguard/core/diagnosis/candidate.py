@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from trainguard.core.diagnosis.divergence import diverged
 from trainguard.core.diagnosis.echo import Echo
@@ -134,15 +136,25 @@ def _candidate(rule: Rule, hits: list[Hit], count: int, timeline: Timeline) -> C
 
 
 def _survived(hit: Hit, one: Scanned, timeline: Timeline) -> bool:
-    after = [point for point in one.progress if point.line > hit.line and _later(point, hit, timeline)]
-    own = [point for point in after if point.rank == hit.rank]
-    return advanced(own or after, _STEPS_THAT_PROVE)
+    """Points are looked at one by one: a few steps are enough, and there may be thousands."""
+    if advanced((p for p in _after(hit, one, timeline) if p.rank == hit.rank), _STEPS_THAT_PROVE):
+        return True
+    if any(p.rank == hit.rank for p in _after(hit, one, timeline)):
+        return False
+    return advanced(_after(hit, one, timeline), _STEPS_THAT_PROVE)
 
 
-def _later(point: Point, hit: Hit, timeline: Timeline) -> bool:
-    """By the stamps, where both have one: output that was kept back in a buffer proves nothing."""
-    said, seen = timeline.wall(point.stamp), timeline.wall(hit.stamp)
-    return said is None or seen is None or said >= seen - 1.0
+def _after(hit: Hit, one: Scanned, timeline: Timeline) -> Iterator[Point]:
+    """By the stamps too, where both have one: output that was kept back in a buffer proves nothing."""
+    seen = timeline.wall(hit.stamp)
+    for point in islice(one.progress, bisect_right(one.progress, hit.line, key=_line), None):
+        said = timeline.wall(point.stamp)
+        if said is None or seen is None or said >= seen - 1.0:
+            yield point
+
+
+def _line(point: Point) -> int:
+    return point.line
 
 
 def _by_series(catalogue: Catalogue, scanned: Sequence[Scanned], timeline: Timeline) -> list[Candidate]:

@@ -225,7 +225,7 @@ class Matcher:
 ENOUGH_SIGNS = 64
 """Lines that fit a healthy rule, after which more of them say nothing."""
 _PATIENCE = 50_000
-"""Lines looked at in vain before all patterns are compiled: as long as that takes."""
+"""Lines looked at in vain before all patterns are compiled: that takes longer, but once, and may be kept."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""
 

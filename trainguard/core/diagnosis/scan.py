@@ -14,7 +14,7 @@ from trainguard.core.diagnosis.exits import Exit, exit_of
 from trainguard.core.diagnosis.matcher import ENOUGH_SIGNS, Entry, Match, Matcher
 from trainguard.core.diagnosis.rule import Near, Rule
 from trainguard.core.diagnosis.steps import Point, points
-from trainguard.core.diagnosis.stream import Chunk, Stream, bounds, chunks
+from trainguard.core.diagnosis.stream import Stream, bounds, chunks
 from trainguard.core.diagnosis.text import Head, Stamp, clean, head
 from trainguard.core.diagnosis.traceback import EXCEPTION, owners_frame
 from trainguard.core.evidence import EvidenceKind
@@ -128,26 +128,22 @@ class _Scanner:
 
     def run(self) -> Scanned:
         found = self._found
-        for chunk in chunks(found.stream.blocks):
+        for data in chunks(found.stream.blocks):
             if not found.size:
-                found.progress += points(chunk.data[:_REGION], chunk.first_line)
-            elif found.size // _SAMPLED != (found.size + len(chunk.data)) // _SAMPLED:
-                self._sample(chunk)
-            self._chunk(chunk)
+                found.lines = 1
+                found.progress += points(data[:_REGION], 1)
+            found.lines = self._chunk(data, found.lines)
+            if found.size and found.size // _SAMPLED != (found.size + len(data)) // _SAMPLED:
+                self._sample(data)
             self._matcher.sharpen()
-            found.size += len(chunk.data)
-            found.lines = chunk.first_line + chunk.newlines
-            self._previous = (
-                chunk.data[-_REGION:]
-                if len(chunk.data) >= _REGION
-                else (self._previous + chunk.data)[-_REGION:]
-            )
+            found.size += len(data)
+            self._previous = data[-_REGION:] if len(data) >= _REGION else (self._previous + data)[-_REGION:]
         self._finish()
         return found
 
-    def _sample(self, chunk: Chunk) -> None:
-        tail = chunk.data[-_SAMPLE:]
-        line = chunk.first_line + chunk.newlines - tail.count(b"\n")
+    def _sample(self, data: bytes) -> None:
+        tail = data[-_SAMPLE:]
+        line = self._found.lines - tail.count(b"\n")
         if tail:
             self._found.progress += points(tail, line)[-_KEPT:]
 
@@ -163,19 +159,21 @@ class _Scanner:
             found.progress += [p for p in points(tail, first) if p.line not in read]
             found.progress.sort(key=lambda point: point.line)
 
-    def _chunk(self, chunk: Chunk) -> None:
-        data = chunk.data
-        number, counted, end = chunk.first_line, 0, -2
+    def _chunk(self, data: bytes, number: int) -> int:
+        """Look at the lines that were found in a block that begins with line `number`; say where it ends."""
+        counted, end = 0, -2
         hits = self._matcher.finder.find(data)
         settled = self._settled
         for offset, index in hits:
             if offset <= end + 1 or index in settled:  # a pattern may end with the line's end
                 continue
             start, end = bounds(data, offset)
+            first, last = bisect_right(hits, (start, _LAST_INDEX)), bisect_right(hits, (end + 1, _LAST_INDEX))
+            here = frozenset([i for _, i in hits[first:last]])
             number += data.count(b"\n", counted, start)
             counted = start
-            first, last = (bisect_right(hits, (place, _LAST_INDEX)) for place in (start, end + 1))
-            self._candidate(frozenset(i for _, i in hits[first:last]), number, data, start, end)
+            self._candidate(here, number, data, start, end)
+        return number + data.count(b"\n", counted)
 
     def _candidate(self, literals: frozenset[int], number: int, data: bytes, start: int, end: int) -> None:
         raw = data[start:end]

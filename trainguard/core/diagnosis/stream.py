@@ -34,19 +34,9 @@ def streams_of(evidence: Sequence[Evidence]) -> tuple[Stream, ...]:
     return tuple(Stream(e.source, e.kind, (e.text,), e.first_line) for e in evidence)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some whole lines, or a piece of a line that is too long."""
-
-    data: bytes
-    first_line: int
-    """Number of its first line, from 1, in the stream's text."""
-    newlines: int
-
-
-def chunks(blocks: Iterable[bytes | str]) -> Iterator[Chunk]:
+def chunks(blocks: Iterable[bytes | str]) -> Iterator[bytes]:
     """Cut a stream into blocks of whole lines. A line that never ends is cut, with an overlap."""
-    line, carry = 1, b""
+    carry = b""
     for data in _whole(_decoded(blocks)):
         carry = carry + data if carry else data
         if len(carry) < CHUNK:
@@ -56,11 +46,9 @@ def chunks(blocks: Iterable[bytes | str]) -> Iterator[Chunk]:
             ready, carry = carry[:end], carry[end:]
         else:
             ready, carry = carry, carry[-OVERLAP:]
-        newlines = ready.count(b"\n")
-        yield Chunk(_cleaned(ready), line, newlines)
-        line += newlines
+        yield _cleaned(ready)
     if carry:
-        yield Chunk(_cleaned(carry), line, carry.count(b"\n"))
+        yield _cleaned(carry)
 
 
 def bounds(data: bytes, offset: int) -> tuple[int, int]:
