@@ -142,10 +142,13 @@ class _Scanner:
         return found
 
     def _sample(self, data: bytes) -> None:
-        tail = data[-_SAMPLE:]
-        line = self._found.lines - tail.count(b"\n")
-        if tail:
-            self._found.progress += points(tail, line)[-_KEPT:]
+        """Read the last signs of progress of a block that ends where the lines counted so far do."""
+        sample: list[Point] = []
+        for back, raw in enumerate(reversed(data[-_SAMPLE:].split(b"\n"))):
+            sample = points(raw, self._found.lines - back) + sample
+            if len(sample) >= _KEPT:
+                break
+        self._found.progress += sample[-_KEPT:]
 
     def _finish(self) -> None:
         found = self._found
