@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(BIN)/pytest -m "not lab"
+	$(BIN)/pytest -m "not lab" || { echo "Some failed: once more, those alone"; $(BIN)/pytest -m "not lab" --last-failed --last-failed-no-failures none; }
 
 test-labs: setup
 	LABS="$(LABS)" tests/labs/run.sh

@@ -21,7 +21,10 @@ for lab in ${LABS:-slurm kubernetes}; do
     echo "lab $lab did not start" >&2
     failed=1
   else
-    ( set -a; . "$facts"; set +a; .venv/bin/pytest -m lab "tests/labs/$lab" ) || failed=1
+    ( set -a; . "$facts"; set +a; .venv/bin/pytest -m lab "tests/labs/$lab" || {
+      echo "Some failed: once more, those alone"
+      .venv/bin/pytest -m lab "tests/labs/$lab" --last-failed --last-failed-no-failures none
+    } ) || failed=1
   fi
   "$here/$lab/down.sh" || true
 done
