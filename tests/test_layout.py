@@ -8,10 +8,11 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 
 TOP = Path(__file__).parent.parent
 FOLDERS = ("blocks", "deployments", "flows", "tasks")
@@ -57,7 +58,7 @@ def test_an_entrypoint_of_prefect_yaml_can_be_imported(
     entrypoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(TOP)
-    flow = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     assert flow.name in {"guard", "patrol"}
 
 
