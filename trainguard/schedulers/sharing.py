@@ -22,6 +22,8 @@ class _Seat:
     """One guarded job: its latest observation and how many looks there have been."""
 
     job: Job
+    guards: int = 0
+    """Two for a moment, while one guard takes the job over from another in this process."""
     looks: int = 0
     latest: Observation | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -46,14 +48,18 @@ class ClusterWatch:
 
     def add(self, job: Job) -> None:
         """Begin to look at a job."""
-        self._seats[job.ref] = _Seat(job)
+        seat = self._seats.setdefault(job.ref, _Seat(job))
+        seat.job = job
+        seat.guards += 1
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll(), name=f"watch {self.scheduler.cluster}")
         self._hurry.set()
 
     async def drop(self, ref: JobRef) -> None:
         """Stop looking at a job; after the last one the watch stops."""
-        self._seats.pop(ref, None)
+        self._seats[ref].guards -= 1
+        if self._seats[ref].guards == 0:
+            del self._seats[ref]
         if not self._seats and self._poller is not None:
             poller, self._poller = self._poller, None
             poller.cancel()
