@@ -10,6 +10,7 @@ from typing import Protocol
 
 from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
 from trainguard.schedulers.slurm import parse
+from trainguard.schedulers.slurm.ids import JobId, job_id
 from trainguard.schedulers.slurm.parse import BadNode, Record
 from trainguard.transports.posix_shell import Command, Result, new_mark
 
@@ -115,6 +116,15 @@ class SlurmClient:
         mark = new_mark()
         (answer,) = await self.run([squeue(mark, "--me")])
         return self._records(answer, mark)
+
+    async def own_comments(self) -> list[tuple[JobId, str]]:
+        """Ask the controller for the comments of the login's own jobs, and nothing else of them."""
+        mark, fields = new_mark(), ("JobArrayID", "Comment")
+        (answer,) = await self.run([squeue(mark, "--me", fields=fields)])
+        if answer.code != 0:
+            raise UnreachableError(f"the Slurm controller does not answer: {answer.problem}")
+        found = [(job_id(row["JobArrayID"]), row["Comment"]) for row in parse.rows(answer.text, fields, mark)]
+        return [(name, comment) for name, comment in found if name is not None]
 
     @staticmethod
     def _records(answer: Result, mark: str) -> list[Record]:

@@ -26,9 +26,11 @@ class _Memory:
 
     records: dict[JobId, Record] = field(default_factory=dict)
     ended: Observation | None = None
-    searched: float = 0.0
-    sought: float = 0.0
+    searched: float = float("-inf")
+    sought: float = float("-inf")
     """When a newer submission was last looked for, and not found."""
+    asked: float = float("-inf")
+    """When accounting was last asked for a job whose end is known."""
 
 
 class Observer:
@@ -77,7 +79,7 @@ class Observer:
     async def current(self, job: Job) -> tuple[JobId, list[Record], Observation]:
         """Look at one job now: its id, its records with the controller, and what they mean."""
         memory = self._memory.get(job.ref, _Memory())
-        memory.sought = memory.searched = 0.0
+        memory.sought = memory.searched = memory.asked = float("-inf")
         observation = (await self.observe([job]))[job.ref]
         asked = self.followed(job.ref)
         if asked is None:
@@ -121,13 +123,18 @@ class Observer:
 
     def _needs_accounting(self, ref: JobRef, look: Look) -> bool:
         records = self._records(ref, look)
+        memory = self._memory.setdefault(ref, _Memory())
+        if not records and memory.ended is not None:
+            if time.monotonic() - memory.asked < _SEEK_AGAIN:
+                return False
+            memory.asked = time.monotonic()
         asked = self.followed(ref)
         array = asked is not None and asked.task is None and any(r.id.task is not None for r in records)
         return not records or (array and all(_over(record) for record in records))
 
     async def _find_successors(self, jobs: Sequence[Job]) -> bool:
         """Find newer submissions of jobs by their marks: made by this process, or before a crash."""
-        newer = _successors(await self._client.own(), {job.ref.id for job in jobs})
+        newer = _successors(await self._client.own_comments(), {job.ref.id for job in jobs})
         moved = False
         for job in jobs:
             name = newer.get(job.ref.id)
@@ -139,20 +146,30 @@ class Observer:
     async def _accounts(self, jobs: Sequence[Job]) -> Accounts:
         accounts = await self._client.accounts(self._ids(jobs))
         now = time.monotonic()
+        search: list[JobRef] = []
+        since: list[int] = []
         for job in jobs:
             memory = self._memory.setdefault(job.ref, _Memory())
+            memory.asked = now
             asked = self.followed(job.ref)
             ended = belonging(asked, accounts.records) if asked is not None else []
-            if not ended or now - memory.searched < _SEEK_AGAIN:
-                continue
-            memory.searched = now
-            later = await self._client.own_accounts(min(record.submit for record in ended))
-            newer = _successors(later.records, {job.ref.id}).get(job.ref.id)
-            if newer is not None and newer != asked:
-                self.follow(job.ref, newer)
-                more = await self._client.accounts([newer.asked])
-                accounts = Accounts(accounts.records + more.records, accounts.on, accounts.problem)
-        return accounts
+            if ended and now - memory.searched >= _SEEK_AGAIN:
+                memory.searched = now
+                search.append(job.ref)
+                since.append(min(record.submit for record in ended))
+        if not search:
+            return accounts
+        later = await self._client.own_accounts(min(since))
+        newer = _successors(
+            [(record.id, record.comment) for record in later.records], {ref.id for ref in search}
+        )
+        moved = [ref for ref in search if ref.id in newer and newer[ref.id] != self.followed(ref)]
+        for ref in moved:
+            self.follow(ref, newer[ref.id])
+        if not moved:
+            return accounts
+        more = await self._client.accounts(sorted({newer[ref.id].asked for ref in moved}))
+        return Accounts(accounts.records + more.records, accounts.on, accounts.problem or more.problem)
 
     def _observation(self, job: Job, look: Look, accounts: Accounts) -> Observation:
         records = self._records(job.ref, look)
@@ -252,13 +269,13 @@ def _same(told: Sequence[Record], memory: _Memory) -> bool:
     return {record.submit for record in told} <= {record.submit for record in memory.records.values()}
 
 
-def _successors(records: Sequence[Record], wanted: set[str]) -> dict[str, JobId]:
+def _successors(comments: Sequence[tuple[JobId, str]], wanted: set[str]) -> dict[str, JobId]:
     best: dict[str, tuple[int, JobId]] = {}
-    for record in records:
-        for mark in marks(record.comment):
-            born = mark.base != record.id.base
-            if mark.job in wanted and born and mark.attempt >= best.get(mark.job, (0, record.id))[0]:
-                best[mark.job] = (mark.attempt, record.id)
+    for name, comment in comments:
+        for mark in marks(comment):
+            born = mark.base != name.base
+            if mark.job in wanted and born and mark.attempt >= best.get(mark.job, (0, name))[0]:
+                best[mark.job] = (mark.attempt, name)
     return {job: name for job, (_, name) in best.items()}
 
 

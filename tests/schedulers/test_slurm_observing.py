@@ -1,0 +1,227 @@
+"""Looking at many jobs: how many questions are asked, and what is told apart. The far side is scripted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from trainguard.core.errors import UnreachableError
+from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import Liveness
+from trainguard.schedulers.slurm import SlurmScheduler
+from trainguard.schedulers.slurm.marks import Mark
+from trainguard.schedulers.slurm.parse import SACCT_FIELDS, SEP, SQUEUE_FIELDS
+from trainguard.transports.posix_shell import Command, Result
+
+NOW = 1_700_001_000
+
+
+class Far:
+    """A login node whose squeue and sacct know the rows they are given."""
+
+    def __init__(self) -> None:
+        self.queue: dict[str, dict[str, str]] = {}
+        self.accounts: list[dict[str, str]] = []
+        self.sacct_problem = ""
+        self.squeue_problem = ""
+        self.rounds = 0
+        self.asked: list[str] = []
+
+    async def run(self, commands: Sequence[Command], *, limit: int = 0, now: bool = False) -> list[Result]:
+        del limit, now
+        self.rounds += 1
+        return [self._answer(command.argv) for command in commands]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _answer(self, argv: tuple[str, ...]) -> Result:
+        words = [word for word in argv if word in {"squeue", "sacct", "sinfo", "date"}]
+        name = words[0] if words else ""
+        self.asked.append(name)
+        if name == "squeue":
+            return self._squeue(argv)
+        if name == "sacct":
+            return self._sacct(argv)
+        return Result(0, str(NOW).encode() if name == "date" else b"", b"")
+
+    def _squeue(self, argv: tuple[str, ...]) -> Result:
+        if self.squeue_problem:
+            return Result(1, b"", self.squeue_problem.encode())
+        fields = re.findall(r"([A-Za-z_-]+):", argv[-1])
+        mark = argv[-1].rpartition(":")[2]
+        wanted = next(
+            (word.partition("=")[2].split(",") for word in argv if word.startswith("--jobs=")), None
+        )
+        rows = [row for name, row in self.queue.items() if wanted is None or name in wanted]
+        if wanted is not None and len(wanted) == 1 and not rows:
+            return Result(1, b"", b"slurm_load_jobs error: Invalid job id specified")
+        return Result(
+            0, "".join(SEP.join(row.get(f, "") for f in fields) + f"{mark}\n" for row in rows).encode(), b""
+        )
+
+    def _sacct(self, argv: tuple[str, ...]) -> Result:
+        if self.sacct_problem:
+            return Result(1, b"", self.sacct_problem.encode())
+        wanted = next(
+            (word.partition("=")[2].split(",") for word in argv if word.startswith("--jobs=")), None
+        )
+        rows = [row for row in self.accounts if wanted is None or row["JobID"] in wanted]
+        return Result(
+            0, "".join(SEP.join(row.get(f, "") for f in SACCT_FIELDS) + "\n" for row in rows).encode(), b""
+        )
+
+    def put(self, native: str, state: str, **more: str) -> None:
+        given = {
+            "JobArrayID": native,
+            "JobID": native,
+            "State": state,
+            "SubmitTime": "1700000000",
+            "EndTime": "1700000900",
+        }
+        self.queue[native] = {name: (given | more).get(name, "") for name in SQUEUE_FIELDS}
+
+    def account(self, native: str, state: str, **more: str) -> None:
+        self.accounts.append(
+            {"JobID": native, "State": state, "ExitCode": "0:0", "Submit": "1700000000", "User": "a"} | more
+        )
+
+
+def job(native: str) -> Job:
+    return Job(ref=JobRef(scheduler="slurm", cluster="c", id=native), name=native)
+
+
+@pytest.fixture
+def far() -> Far:
+    return Far()
+
+
+@pytest.fixture
+def slurm(far: Far) -> SlurmScheduler:
+    return SlurmScheduler("c", shell=far)
+
+
+async def liveness(slurm: SlurmScheduler, native: str) -> Liveness:
+    return (await slurm.observe([job(native)]))[job(native).ref].liveness
+
+
+async def test_a_thousand_live_jobs_are_one_round_trip_and_one_squeue(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    for native in range(1, 1001):
+        far.put(str(native), "RUNNING")
+    seen = await slurm.observe([job(str(native)) for native in range(1, 1001)])
+    assert {one.liveness for one in seen.values()} == {Liveness.RUNNING}
+    assert (far.rounds, far.asked.count("squeue")) == (1, 1)
+
+
+async def test_jobs_that_stay_ended_or_forgotten_cost_no_more_than_the_first_time(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """A hundred that failed, a hundred that the controller has forgotten."""
+    jobs = [job(str(native)) for native in range(1, 201)]
+    for native in range(1, 101):
+        far.put(str(native), "FAILED", exit_code="768")
+        far.account(str(native + 100), "FAILED", ExitCode="3:0")
+    await slurm.observe(jobs)
+    assert far.rounds <= 4
+    far.rounds = 0
+    seen = await slurm.observe(jobs)
+    assert far.rounds == 1
+    assert {one.liveness for one in seen.values()} == {Liveness.FAILED}
+
+
+async def test_accounting_is_not_believed_while_the_controller_knows_the_job(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """After a node failure sacct says NODE_FAIL for seconds while Slurm has requeued the job."""
+    far.put("7", "PENDING", RestartCnt="1", Reason="BeginTime")
+    far.account("7", "NODE_FAIL")
+    seen = (await slurm.observe([job("7")]))[job("7").ref]
+    assert (seen.liveness, seen.restart_underway) == (Liveness.PENDING, True)
+    assert "sacct" not in far.asked
+
+
+async def test_accounting_that_lags_behind_is_no_verdict(far: Far, slurm: SlurmScheduler) -> None:
+    far.account("7", "RUNNING")
+    assert await liveness(slurm, "7") is Liveness.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        ("", Liveness.GONE),
+        ("Slurm accounting storage is disabled", Liveness.GONE),
+        ("Connection refused", Liveness.UNKNOWN),
+    ],
+)
+async def test_missing_is_gone_only_where_both_have_answered(
+    far: Far, slurm: SlurmScheduler, problem: str, expected: Liveness
+) -> None:
+    far.sacct_problem = problem
+    assert await liveness(slurm, "7") is expected
+
+
+async def test_a_live_job_that_vanishes_without_accounting_is_not_guessed(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    far.sacct_problem = "Slurm accounting storage is disabled"
+    far.put("7", "RUNNING")
+    assert await liveness(slurm, "7") is Liveness.RUNNING
+    far.queue.clear()
+    assert await liveness(slurm, "7") is Liveness.UNKNOWN
+
+
+async def test_a_reused_id_is_another_job(far: Far, slurm: SlurmScheduler) -> None:
+    """Submitted later without a further restart; a requeue has one more."""
+    far.put("7", "RUNNING", RestartCnt="0")
+    assert await liveness(slurm, "7") is Liveness.RUNNING
+    far.put("7", "RUNNING", RestartCnt="1", SubmitTime="1700000500")
+    assert await liveness(slurm, "7") is Liveness.RUNNING
+    far.put("7", "RUNNING", RestartCnt="0", SubmitTime="1700000700")
+    assert await liveness(slurm, "7") is not Liveness.RUNNING
+
+
+async def test_while_a_job_is_killed_to_be_requeued_it_is_the_old_incarnation_that_ends(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """Slurm counts the next restart already; then the submit time moves. Seen on 22.05."""
+    far.put("7", "RUNNING", RestartCnt="0")
+    first = (await slurm.observe([job("7")]))[job("7").ref]
+    far.put("7", "COMPLETING", RestartCnt="1")
+    ends = (await slurm.observe([job("7")]))[job("7").ref]
+    far.put("7", "PENDING", RestartCnt="1", SubmitTime="1700000500")
+    again = (await slurm.observe([job("7")]))[job("7").ref]
+    assert first.incarnation is not None
+    assert ends.incarnation is not None
+    assert again.incarnation is not None
+    assert ends.incarnation.token == first.incarnation.token
+    assert (ends.restart_underway, again.restart_underway) == (True, True)
+    assert again.incarnation.token != first.incarnation.token
+
+
+async def test_a_job_that_was_submitted_again_is_followed_by_its_mark(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """By a process that knows nothing of it; the newest attempt counts."""
+    far.put("7", "FAILED", exit_code="768")
+    for native, attempt in (("9", 3), ("8", 2)):
+        mark = Mark(f"tg-x-{attempt}", "restart", "7+1700000000+0", "7", attempt)
+        far.put(native, "RUNNING", Comment=f"mine {mark}")
+    seen = (await slurm.observe([job("7")]))[job("7").ref]
+    assert seen.incarnation is not None
+    assert (seen.liveness, seen.incarnation.native_id, seen.incarnation.attempt) == (Liveness.RUNNING, "9", 3)
+
+
+async def test_a_controller_that_does_not_answer_is_unreachable(far: Far, slurm: SlurmScheduler) -> None:
+    far.squeue_problem = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    with pytest.raises(UnreachableError):
+        await slurm.observe([job("7")])
+
+
+async def test_a_word_never_heard_of_is_kept(far: Far, slurm: SlurmScheduler) -> None:
+    far.put("7", "TG_NOVEL")
+    seen = (await slurm.observe([job("7")]))[job("7").ref]
+    assert (seen.liveness, seen.native) == (Liveness.UNKNOWN, "TG_NOVEL")
