@@ -2,7 +2,7 @@
 # Stops what up.sh and node-up.sh started, by pid, and takes back what they changed on this machine.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-home=${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes
+home=${TG_KUBE_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes}
 run=${TG_KUBE_RUN:-$home/run}
 
 stop() {

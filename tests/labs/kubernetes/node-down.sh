@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Stops the real node, its containers first, and takes back mounts, cgroups and sysctls.
 set -u
-home=${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes
+home=${TG_KUBE_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes}
 run=${TG_KUBE_RUN:-$home/run}
 
 stop() {
   local pid file=$run/$1.pid
   [ -s "$file" ] || return 0
   pid=$(cat "$file")
-  if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -e "$home" -e "$run"; then
+  if { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q -e "$home" -e "$run"; then
     kill "$pid" 2>/dev/null
     for _ in $(seq 50); do
       grep -q '^State:[[:space:]]*[RSDI]' "/proc/$pid/status" 2>/dev/null || break

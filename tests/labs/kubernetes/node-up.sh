@@ -4,7 +4,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-home=${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes
+home=${TG_KUBE_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/trainguard-labs/kubernetes}
 run=${TG_KUBE_RUN:-$home/run}
 bin=$home/bin
 export PATH=$bin:$PATH
