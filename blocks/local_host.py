@@ -9,7 +9,9 @@ from typing import ClassVar
 from pydantic import Field, HttpUrl
 
 from trainguard.blocks.scheduler_block import SchedulerBlock
+from trainguard.core.job import Job, JobRef
 from trainguard.schedulers.local import LocalScheduler
+from trainguard.schedulers.local.starting import load_job
 
 
 class LocalHost(SchedulerBlock):
@@ -50,3 +52,7 @@ class LocalHost(SchedulerBlock):
         """Make the adapter."""
         roots = tuple(root.expanduser() for root in self.roots)
         return LocalScheduler(self.cluster_name(), roots=roots, answer_seconds=self.answer_seconds)
+
+    def make_job(self, ref: JobRef) -> Job:
+        """Give the job as it was declared when it was started. Raises ConfigError where the folder holds none."""
+        return load_job(Path(ref.id), ref.cluster)

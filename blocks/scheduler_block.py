@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from prefect.blocks.core import Block
 
+from trainguard.core.job import Job, JobRef
 from trainguard.schedulers.base import Scheduler
 
 
@@ -22,3 +23,7 @@ class SchedulerBlock(Block, ABC):
     @abstractmethod
     def make_scheduler(self) -> Scheduler:
         """Make the adapter. It connects when first used; one process keeps one per cluster."""
+
+    def make_job(self, ref: JobRef) -> Job:
+        """Give the job behind a reference, with whatever its owner declared where it runs. Raises ConfigError."""
+        return Job(ref=ref, name=ref.id)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
+from pydantic import Field
 
 from trainguard.blocks.clusters import Cluster, as_block
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import Notifier
 from trainguard.core.cadence import Cadence
-from trainguard.core.job import Job
+from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Policy
 from trainguard.flows.guard import ASSIST, CADENCE, guard
-from trainguard.tasks.patrol import find_jobs
+from trainguard.tasks.patrol import Rounds
 
 logger = logging.getLogger(__name__)
 
@@ -35,50 +36,57 @@ async def patrol(
     cadence: Cadence = CADENCE,
     notifiers: list[Notifier] | None = None,
     model: LanguageModel | None = None,
-    every: float = 60.0,
+    every: Annotated[float, Field(gt=0, description="Seconds from one round to the next.")] = 60.0,
+    checks_a_run: int = 2000,
 ) -> str:
-    """Look for jobs every `every` seconds and guard each until it ends or the patrol's time is up."""
+    """Look for jobs every `every` seconds and guard each until it ends or the patrol's time is up.
+
+    A job that another guard has is left to it. When the patrol stops, its guards stop; no job is touched.
+    """
     deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
-    guards: dict[str, asyncio.Task[Any]] = {}
+    settings = {
+        "cluster": cluster,
+        "policy": policy,
+        "until": deadline,
+        "cadence": cadence,
+        "notifiers": notifiers,
+        "model": model,
+        "checks_a_run": checks_a_run,
+    }
     block = await as_block(cluster)
-    while deadline is None or datetime.now().astimezone() < deadline:
-        for job in await find_jobs(block, selector, only_failed):
-            if job.key not in guards:
-                guards[job.key] = asyncio.create_task(
-                    _guard(job, cluster, policy, deadline, cadence, notifiers, model)
-                )
+    rounds = Rounds(block, block.make_scheduler(), selector, only_failed)
+    guards: dict[JobRef, asyncio.Task[None]] = {}
+    count = 0
+    try:
+        while deadline is None or datetime.now().astimezone() < deadline:
+            for job in await rounds.look(guards):
+                guards[job.ref] = asyncio.create_task(_guard(job, rounds, settings), name=f"guard {job.name}")
+                count += 1
                 await asyncio.sleep(1 / STARTS_A_SECOND)
-        await _pause(guards, every, deadline)
-    ended = await asyncio.gather(*guards.values(), return_exceptions=True)
-    return f"{len(ended)} jobs guarded"
+            await _pause(every, deadline)
+            for ref in [ref for ref, task in guards.items() if task.done()]:
+                del guards[ref]
+        await asyncio.gather(*guards.values())
+    finally:
+        for task in guards.values():
+            task.cancel()
+        await asyncio.gather(*guards.values(), return_exceptions=True)
+        await rounds.scheduler.close()
+    return f"{count} {'guard' if count == 1 else 'guards'} stood"
 
 
-async def _guard(
-    job: Job,
-    cluster: Cluster,
-    policy: Policy,
-    deadline: datetime | None,
-    cadence: Cadence,
-    notifiers: list[Notifier] | None,
-    model: LanguageModel | None,
-) -> str:
-    """Guard one job; its trouble must not end the others' patrol."""
-    state: Any = await guard(
-        job=job,
-        cluster=cluster,
-        policy=policy,
-        until=deadline,
-        cadence=cadence,
-        notifiers=notifiers,
-        model=model,
-        return_state=True,
-    )
-    logger.info("%s: %s %s", job.name, state.name, state.message)
-    return str(state.name)
+async def _guard(job: Job, rounds: Rounds, settings: dict[str, Any]) -> None:
+    """Guard one job to its end, over as many flow runs as it takes; its trouble is not the others'."""
+    take_over = False
+    while True:
+        state = await guard(job=job, **settings, take_over=take_over, return_state=True)
+        if state.name != "HandedOver":
+            break
+        take_over = True
+    logger.info("%s: %s: %s", job.name, state.name, state.message)
+    await rounds.ended(job)
 
 
-async def _pause(guards: dict[str, asyncio.Task[Any]], every: float, deadline: datetime | None) -> None:
+async def _pause(every: float, deadline: datetime | None) -> None:
     left = every if deadline is None else (deadline - datetime.now().astimezone()).total_seconds()
     await asyncio.sleep(max(0.0, min(every, left)))
-    for key in [key for key, task in guards.items() if task.done() and task.exception() is not None]:
-        logger.warning("the guard of %s ended: %s", key, guards.pop(key).exception())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime
-from uuid import UUID
 
+from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.duty import remember_later
@@ -24,13 +24,16 @@ async def call_successor(context: GuardContext, deadline: datetime | None) -> st
     A guard without a deployment names no run: whoever started it starts the next one.
     """
     await remember_later(context)
-    if not deployment.id:
+    run = FlowRunContext.get()
+    # `prefect.runtime.deployment` would name a patrol's deployment in the guards it runs
+    own = run.flow_run.deployment_id if run and run.flow_run else None
+    if own is None:
         return AD_HOC
     parameters = {**flow_run.parameters, "take_over": True, "minutes": None}
     parameters["until"] = deadline.isoformat() if deadline else None
     try:
         successor = await arun_deployment(
-            UUID(deployment.id),
+            own,
             parameters=parameters,
             timeout=0,
             as_subflow=False,
