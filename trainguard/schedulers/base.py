@@ -21,6 +21,7 @@ Notes for who writes an adapter; the numbers are those of the contract suite's t
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -94,6 +95,13 @@ class Scheduler(ABC):
         """
         del job
         return None
+
+    def clock(self) -> float:
+        """Give the time that the guards of this cluster go by, in seconds since the epoch.
+
+        A simulated cluster may have a time of its own.
+        """
+        return time.time()
 
     async def close(self) -> None:
         """Free what is held. The default holds nothing."""

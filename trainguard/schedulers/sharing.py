@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ class _Seat:
     job: Job
     guards: int = 0
     """Two for a moment, while one guard takes the job over from another in this process."""
+    waiting: int = 0
     looks: int = 0
     latest: Observation | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -36,12 +36,9 @@ class ClusterWatch:
     most `patience` seconds, so a slow cluster delays nobody else: each cluster has its own watch.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, *, patience: float = 60.0, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, *, patience: float = 60.0) -> None:
         self.scheduler = scheduler
         self._patience = patience
-        self._clock = clock
         self._seats: dict[JobRef, _Seat] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -71,8 +68,17 @@ class ClusterWatch:
         async with asyncio.timeout(timeout):
             while seat.looks <= after or seat.latest is None:
                 seat.news.clear()
-                await seat.news.wait()
+                seat.waiting += 1
+                try:
+                    await seat.news.wait()
+                finally:
+                    seat.waiting -= 1
         return seat.looks, seat.latest
+
+    @property
+    def idle(self) -> bool:
+        """Whether every guard has taken in the latest look and waits for the next."""
+        return all(seat.waiting and not seat.news.is_set() for seat in self._seats.values())
 
     async def fresh(self, ref: JobRef) -> Observation:
         """Give a look that began after this call: what a decision may rest on."""
@@ -123,7 +129,7 @@ class ClusterWatch:
             # An adapter's bug must blind its jobs, not silence their guards.
             logger.exception("looking at cluster %s failed", self.scheduler.cluster)
             found, why = {}, f"{type(bug).__name__}: {bug}"
-        now = self._clock()
+        now = self.scheduler.clock()
         for seat in seats:
             seat.latest = found.get(seat.job.ref) or Observation(
                 job=seat.job.ref, at=now, source="watch", liveness=Liveness.UNKNOWN, reason=why
@@ -152,6 +158,13 @@ async def shared_watch(make: Callable[[], Scheduler], name: str, job: Job) -> As
         await watch.drop(job.ref)
         if not jobs and _shared.pop(key, None) is not None:
             await watch.scheduler.close()
+
+
+def watch_of(cluster: str) -> ClusterWatch | None:
+    """The watch that this event loop's guards of a cluster share; None while there is none."""
+    loop = id(asyncio.get_running_loop())
+    found = (watch for (where, _, name), (watch, _) in _shared.items() if (where, name) == (loop, cluster))
+    return next(found, None)
 
 
 def watched_jobs(cluster: str) -> Sequence[Job]:
