@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -80,9 +79,9 @@ async def on_duty(
         known = await ledger.job_status(job.key)
         watch = await stack.enter_async_context(shared_watch(cluster.make_scheduler, job.ref.scheduler, job))
         access = await _validated(watch.scheduler.validate(job), known_before=known is not None)
-        now = time.time()
-        await ledger.register_job(job, policy.model_dump_json(), now)
-        lease = await _take_lease(ledger, job.key, flow_run_id, take_over)
+        clock = watch.scheduler.clock
+        await ledger.register_job(job, policy.model_dump_json(), clock())
+        lease = await _take_lease(ledger, job.key, flow_run_id, take_over, clock())
         context = GuardContext(
             job=job,
             policy=policy,
@@ -93,6 +92,7 @@ async def on_duty(
             notifiers=tuple(notifiers),
             model=model,
             flow_run_id=flow_run_id,
+            clock=clock,
             access=access,
         )
         await _remember(context)
@@ -117,13 +117,11 @@ async def _validated(validation: Awaitable[Access], *, known_before: bool) -> Ac
         return Access(job_seen=False, logs_readable=False, warnings=(str(problem),))
 
 
-async def _take_lease(ledger: Ledger, job_key: str, flow_run_id: str, take_over: bool) -> Lease:
+async def _take_lease(ledger: Ledger, job_key: str, flow_run_id: str, take_over: bool, now: float) -> Lease:
     holder = lease_holder(flow_run_id)
     before = await ledger.lease(job_key)
     dead = before is not None and holder_is_dead(before.holder)
-    lease = await ledger.acquire_lease(
-        job_key, holder, time.time(), LEASE_SECONDS, take_over=take_over or dead
-    )
+    lease = await ledger.acquire_lease(job_key, holder, now, LEASE_SECONDS, take_over=take_over or dead)
     if before is not None and before.holder != holder:
         await retire(holder_flow_run(before.holder), flow_run_id)
     return lease
