@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, tags
@@ -15,7 +16,13 @@ from trainguard.blocks.clusters import Cluster, as_block
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import Notifier
 from trainguard.core.cadence import Cadence
-from trainguard.core.errors import AccessRefusedError, LeaseHeldError, NotFoundError, UnreachableError
+from trainguard.core.errors import (
+    AccessRefusedError,
+    ConfigError,
+    LeaseHeldError,
+    NotFoundError,
+    UnreachableError,
+)
 from trainguard.core.job import Job
 from trainguard.core.policy import Policy
 from trainguard.flows.diagnose import diagnose
@@ -47,10 +54,12 @@ async def guard(
     cadence: Cadence = CADENCE,
     notifiers: list[Notifier] | None = None,
     model: LanguageModel | None = None,
+    rules: list[Path] | None = None,
     checks_a_run: int = 2000,
 ) -> State[Any]:
     """Watch one job until it ends, `until` is reached or `minutes` are over; recover it by the policy.
 
+    `rules` are files of the owner's rules and exit-code handlers, on the guard's machine.
     The job itself is never touched when the guard ends or is cancelled.
     """
     deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
@@ -65,12 +74,13 @@ async def guard(
             take_over=take_over,
             notifiers=notifiers or (),
             model=model,
+            rules=rules or (),
         ) as context:
             return await _stand_guard(context, cadence, deadline, checks_a_run)
     except (AccessRefusedError, UnreachableError, NotFoundError) as problem:
         remedy = getattr(problem, "remedy", "")
         return Failed(name="CredentialError", message=f"{problem}{'; ' * bool(remedy)}{remedy}")
-    except LeaseHeldError as problem:
+    except (LeaseHeldError, ConfigError) as problem:
         return Failed(name="Refused", message=str(problem))
     except GuardCancelledError:
         return Cancelled(message="cancelled in Prefect; the job goes on")

@@ -16,6 +16,7 @@ from trainguard.core.errors import AccessRefusedError, LedgerUnavailableError, R
 from trainguard.core.incident import Incident
 from trainguard.core.planning import finds_its_own_checkpoint, stale
 from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.script import perform_script, what_became
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ async def _try(context: GuardContext, action: Action, fence: Fence, why_not: str
         # The lease is asked for once more at the last moment: a frozen guard wakes up fenced off.
         await context.ledger.check_lease(context.lease)
         try:
+            if action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
+                return await perform_script(context, action, fence)
             return await context.scheduler.perform(context.job, action, fence)
         except (RefusedError, AccessRefusedError) as problem:
             detail = str(problem)
@@ -94,6 +97,8 @@ async def _why_not(context: GuardContext, incident: Incident, action: Action) ->
 
 async def _find_out(context: GuardContext, intent: Intent) -> Outcome | None:
     """Ask the scheduler what became of an intent until it answers: never act on doubt."""
+    if intent.action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
+        return await what_became(context, intent)
     while True:
         try:
             found = await context.scheduler.find(context.job, intent.fence)
@@ -114,14 +119,18 @@ async def durably(write: Callable[..., Awaitable[T]], *arguments: object) -> T:
             await asyncio.sleep(RETRY_SECONDS)
 
 
+def _needed(kind: ActionKind, context: GuardContext) -> bool:
+    if kind is ActionKind.SET_ASIDE_CHECKPOINT:
+        return finds_its_own_checkpoint(context.job)
+    return kind.restarts or kind is ActionKind.RUN_RECOVERY_SCRIPT
+
+
 async def act_all(incident: Incident, plan: Plan) -> list[Outcome]:
     """Do a plan's steps in order; stop at the first that a restart needs and that was not done."""
     outcomes = []
     for number, step in enumerate(plan.steps):
         outcome = await act(incident, step.action, number)
         outcomes.append(outcome)
-        sets_aside = step.action.kind is ActionKind.SET_ASIDE_CHECKPOINT
-        needed = step.action.kind.restarts or (sets_aside and finds_its_own_checkpoint(current_guard().job))
-        if needed and outcome.status is not OutcomeStatus.DONE:
+        if _needed(step.action.kind, current_guard()) and outcome.status is not OutcomeStatus.DONE:
             break
     return outcomes

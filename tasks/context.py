@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trainguard.blocks.notifier import NotifierBlock
     from trainguard.core.decision import Lease
     from trainguard.core.diagnosis import Catalogue
+    from trainguard.core.handlers import FailureHandler
     from trainguard.ledger.ledger import Ledger
     from trainguard.schedulers.base import Scheduler
     from trainguard.schedulers.sharing import ClusterWatch
@@ -42,6 +43,8 @@ class GuardContext:
     ledger: Ledger
     lease: Lease
     catalogue: Catalogue
+    handlers: tuple[FailureHandler, ...] = ()
+    """The owner's scripts by exit code."""
     notifiers: tuple[NotifierBlock, ...] = ()
     model: LanguageModel | None = None
     advisor: Advisor | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from trainguard.core.action import ActionKind
 from trainguard.core.decision import Plan
+from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
 from trainguard.core.planning import Situation, plan
 from trainguard.core.verdict import FaultClass
@@ -45,6 +48,7 @@ async def situation(incident: Incident) -> Situation:
     history = await context.ledger.recovery_history(context.job.key)
     assert found is not None
     nodes = seen.nodes or (context.observation.nodes if context.observation else ())
+    earlier = [record for record in history if record.incident != incident.id]
     return Situation(
         job=context.job,
         incident=incident,
@@ -53,11 +57,13 @@ async def situation(incident: Incident) -> Situation:
         policy=context.policy,
         access=context.access,
         supported=context.scheduler.supports,
-        history=tuple(record for record in history if record.incident != incident.id),
+        history=tuple(earlier),
         checkpoints=await look_at_checkpoints(),
         known_nodes=frozenset(nodes),
         excluded_nodes=await _excluded(context),
         alike_jobs=await _alike(context, found.fault),
+        handlers=context.handlers,
+        script_uses=await _script_uses(context, earlier),
         now=context.clock(),
     )
 
@@ -71,6 +77,17 @@ async def decide(incident: Incident, known: Situation) -> Plan:
         logger.info("%s %s: %s", step.verdict, step.action.kind, step.basis)
     await durably(context.ledger.add_decisions, context.lease, incident.id, made)
     return made
+
+
+async def _script_uses(context: GuardContext, history: Sequence[RecoveryRecord]) -> dict[str, int]:
+    """Count the runs of each recovery script since the job last got past one of its failures."""
+    uses: Counter[str] = Counter()
+    for record in history:
+        if record.progressed:
+            break
+        intents = await context.ledger.intents(record.incident) if context.handlers else ()
+        uses.update(known.intent.action.handler for known in intents if known.intent.action.handler)
+    return dict(uses)
 
 
 async def _excluded(context: GuardContext) -> frozenset[str]:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
@@ -22,8 +23,8 @@ from trainguard.core.job import Job
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.ledger.ledger import Ledger
-from trainguard.rules import load_catalogue
 from trainguard.schedulers.sharing import shared_watch
+from trainguard.tasks.catalogue import read_rules
 from trainguard.tasks.context import (
     GuardContext,
     guarding,
@@ -66,14 +67,16 @@ async def on_duty(
     take_over: bool = False,
     notifiers: Sequence[NotifierBlock] = (),
     model: LanguageModel | None = None,
+    rules: Sequence[Path] = (),
 ) -> AsyncIterator[GuardContext]:
     """Hold the lease on a job and everything needed to guard it.
 
-    Raises LeaseHeldError where another guard owns the job, AccessRefusedError, UnreachableError or
+    Raises ConfigError for a rules file that can't be used, LeaseHeldError where another guard owns the job, AccessRefusedError, UnreachableError or
     NotFoundError where a job never guarded before can't be seen. A job guarded before is guarded on,
     blind at first if need be.
     """
     _log_to_prefect()
+    catalogue, handlers = await asyncio.to_thread(read_rules, rules)
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(await Ledger.open())
         known = await ledger.job_status(job.key)
@@ -88,7 +91,8 @@ async def on_duty(
             watch=watch,
             ledger=ledger,
             lease=lease,
-            catalogue=load_catalogue(),
+            catalogue=catalogue,
+            handlers=handlers,
             notifiers=tuple(notifiers),
             model=model,
             flow_run_id=flow_run_id,

@@ -10,7 +10,6 @@ from pathlib import Path
 from time import monotonic
 
 import yaml
-from prefect import task
 from prefect_shell import ShellOperation
 
 from trainguard.core.errors import ConfigError
@@ -20,8 +19,17 @@ from trainguard.core.masking import mask
 
 OUTPUT_BYTES = 65_536
 """The end of a script's output that is kept."""
-_COMMAND = f'set -o pipefail; "$TRAINGUARD_SCRIPT" </dev/null 2>&1 | tail -c {OUTPUT_BYTES}'
-"""The whole command: the script's path reaches the shell as a variable, never as text to be parsed."""
+_COMMAND = (
+    f'"$TRAINGUARD_SCRIPT" </dev/null 2>&1 | tail -c {OUTPUT_BYTES}; code=${{PIPESTATUS[0]}}; '
+    'if [ -n "$TRAINGUARD_MARK" ]; then '
+    'printf %s "$code" >"$TRAINGUARD_MARK.new" && mv "$TRAINGUARD_MARK.new" "$TRAINGUARD_MARK"; fi; exit "$code"'
+)
+"""The whole command: the script's path reaches the shell as a variable, never as text to be parsed.
+
+The mark tells a guard that comes after a dead one how the script ended.
+"""
+STOPPED = "stopped"
+"""What the mark says of a script that was ended before its time."""
 
 
 class ScriptResult(Fact):
@@ -70,7 +78,6 @@ def _located(rule: HandlerRule, folder: Path) -> HandlerRule:
     return rule.model_copy(update={"recovery_script": str(script)})
 
 
-@task(name="run recovery script", task_run_name="recovery script for {incident}", persist_result=False)
 async def run_recovery_script(
     script: str,
     *,
@@ -81,10 +88,12 @@ async def run_recovery_script(
     checkpoint: str = "",
     timeout: float = DEFAULT_TIMEOUT,
     folder: Path | None = None,
+    mark: Path | None = None,
 ) -> ScriptResult:
     """Run one recovery script to its end. It learns what it needs from TRAINGUARD_* variables.
 
-    A failure, a timeout or a script that can't be started is told in the result.
+    A failure, a timeout or a script that can't be started is told in the result. How it ended is also
+    written to `mark`.
     """
     environment = {
         "TRAINGUARD_SCRIPT": script,
@@ -93,6 +102,7 @@ async def run_recovery_script(
         "TRAINGUARD_EXIT_CODE": str(exit_code),
         "TRAINGUARD_ATTEMPT": str(attempt),
         "TRAINGUARD_CHECKPOINT": checkpoint,
+        "TRAINGUARD_MARK": str(mark or ""),
     }
     operation = ShellOperation(
         commands=[_COMMAND],
@@ -100,10 +110,10 @@ async def run_recovery_script(
         working_dir=folder or Path(script).parent,
         stream_output=False,  # unmasked otherwise
     )
-    return await _run(operation, timeout)
+    return await _run(operation, timeout, mark)
 
 
-async def _run(operation: ShellOperation, timeout: float) -> ScriptResult:
+async def _run(operation: ShellOperation, timeout: float, mark: Path | None) -> ScriptResult:
     started = monotonic()
     ended = False
     async with operation:
@@ -118,6 +128,7 @@ async def _run(operation: ShellOperation, timeout: float) -> ScriptResult:
         finally:
             if not ended:
                 _kill_group(process.pid)
+                _leave(mark)
         output = "\n".join(await process.afetch_result())
     return ScriptResult(
         exit_code=process.return_code if ended else None,
@@ -125,6 +136,11 @@ async def _run(operation: ShellOperation, timeout: float) -> ScriptResult:
         seconds=monotonic() - started,
         output=mask(output),
     )
+
+
+def _leave(mark: Path | None) -> None:
+    if mark is not None:
+        mark.write_text(STOPPED)
 
 
 def _kill_group(leader: int) -> None:

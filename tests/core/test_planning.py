@@ -10,6 +10,7 @@ from trainguard.core.action import Access, ActionKind
 from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.evidence import Citation
+from trainguard.core.handlers import FailureHandler, HandlerRule
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
@@ -245,3 +246,59 @@ def test_an_action_is_stale_once_the_job_is_not_as_diagnosed(seen: dict[str, Any
     action = only(plan(known)).action
     said = stale(known.incident, action, known.observation.model_copy(update=seen))
     assert (why in said) if why else said == ""
+
+
+SCRIPTS = (
+    FailureHandler(
+        name="known", rules=(HandlerRule(exit_codes=(42, 137), recovery_script="/r.sh", max_retries=2),)
+    ),
+)
+SCRIPT = ActionKind.RUN_RECOVERY_SCRIPT
+ALLOWS = Policy(allow=(Allow(action=SCRIPT), Allow(action=ActionKind.RESTART)))
+NOTHING_FITS: dict[str, Any] = {"diagnosis__actions": (ActionKind.FIX_CODE_OR_CONFIG,)}
+
+
+def exited(code: int | None, **changes: Any) -> Situation:
+    known = {"handlers": SCRIPTS, "observation__exit_code": code, "policy": ALLOWS, **changes}
+    return situation(**known)
+
+
+@pytest.mark.parametrize(
+    ("known", "steps", "verdict"),
+    [
+        (exited(42), ["run_recovery_script", "restart"], RUNS),
+        (exited(42, **NOTHING_FITS), ["run_recovery_script", "restart"], RUNS),
+        (exited(None, observation__exit_signal=9), ["run_recovery_script", "restart"], RUNS),
+        (exited(42, policy=Policy()), ["run_recovery_script", "restart"], ASKS),
+        (exited(42, policy=Policy(preset=Preset.AUTONOMOUS)), ["run_recovery_script", "restart"], ASKS),
+        (exited(42, policy=Policy(preset=Preset.OBSERVE)), ["run_recovery_script", "restart"], REFUSED),
+        (exited(42, policy=Policy(allow=ALLOWS.allow, refuse=(SCRIPT,))), ["restart"], RUNS),
+        (exited(42, script_uses={"known#1": 1}), ["run_recovery_script", "restart"], RUNS),
+        (exited(42, script_uses={"known#1": 2}, **NOTHING_FITS), ["run_recovery_script"], REFUSED),
+        (exited(1), ["restart"], RUNS),
+        (exited(None), ["restart"], RUNS),
+        (exited(42, observation__liveness=Liveness.RUNNING), ["restart"], RUNS),
+        (exited(1, diagnosis__actions=(SCRIPT, ActionKind.RESTART)), ["restart"], RUNS),
+    ],
+)
+def test_the_owners_script_for_an_exit_code_comes_before_the_restart(
+    known: Situation, steps: list[str], verdict: Verdict
+) -> None:
+    made = plan(known)
+    assert [step.action.kind.value for step in made.steps] == steps
+    assert made.verdict is verdict
+
+
+def test_a_script_may_bring_the_job_back_as_often_as_its_owner_said() -> None:
+    tried = RecoveryRecord(
+        incident="earlier0",
+        fingerprint="f1",
+        fault=FaultClass.NCCL_COMM,
+        actions=(SCRIPT, ActionKind.RESTART),
+        acted_at=NOW - 60,
+        step_before=95,
+        step_reached=95,
+        state=IncidentState.UNRECOVERABLE,
+    )
+    assert plan(exited(1, history=(tried,))).verdict is REFUSED
+    assert plan(exited(42, history=(tried,), script_uses={"known#1": 1})).verdict is RUNS

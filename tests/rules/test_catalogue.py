@@ -15,6 +15,7 @@ import yaml
 from trainguard.cli.rules_docs import render
 from trainguard.core.diagnosis import Catalogue, Rule, Stream, diagnose
 from trainguard.core.diagnosis.text import clean, head
+from trainguard.core.errors import ConfigError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.observation import LogSource
 from trainguard.core.verdict import FaultClass
@@ -128,3 +129,13 @@ def test_a_healthy_run_that_quotes_every_fault_stays_healthy(echo: str) -> None:
 def test_the_generated_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "rules.md"
     assert page.read_text(encoding="utf-8") == render(CATALOGUE), "run `trainguard rules docs`"
+
+
+def test_a_file_of_own_rules_may_hold_handlers_too_or_alone(tmp_path: Path) -> None:
+    alone = tmp_path / "handlers.yaml"
+    alone.write_text("failure_handlers: []\n")
+    assert len(load_catalogue([alone])) == len(load_catalogue())
+    neither = tmp_path / "neither.yaml"
+    neither.write_text("handlers: []\n")
+    with pytest.raises(ConfigError, match="failure_handlers"):
+        load_catalogue([neither])

@@ -27,7 +27,7 @@ def script(folder: Path, body: str, name: str = "recover.sh") -> Path:
 async def run(
     path: Path, *, timeout: float = 30.0, job_key: str = "local/here/job", checkpoint: str = ""
 ) -> ScriptResult:
-    return await run_recovery_script.fn(
+    return await run_recovery_script(
         str(path),
         job_key=job_key,
         incident="abcd1234",

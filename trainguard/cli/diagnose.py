@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from trainguard.core.job import JobRef
 from trainguard.core.observation import Liveness, LogSource, Observation
 from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.rules import load_catalogue
-from trainguard.rules.store import OwnFolder
+from trainguard.rules.store import user_folder
 
 _LOG_SUFFIXES = {".log", ".out", ".err", ".txt", ".gz", ".stdout", ".stderr", ""}
 _RANK_IN_NAME = re.compile(r"(?i)(?:^|[._/-])(?:rank|task|worker|proc)[._-]?(\d{1,6})(?=[._/-]|$)")
@@ -61,7 +60,7 @@ def diagnose(
 ) -> None:
     """Find the root cause in log files and show the lines that prove it."""
     try:
-        catalogue = load_catalogue(rules or (), own_store())
+        catalogue = load_catalogue(rules or (), user_folder())
         if jsonl:
             answer_cases(catalogue)
             return
@@ -77,12 +76,6 @@ def diagnose(
     from trainguard.cli.diagnosis_view import show  # rich is only needed here
 
     show(examination)
-
-
-def own_store() -> OwnFolder:
-    """Where the command line keeps what it found out about the catalogue."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return OwnFolder((Path(root) if root else Path.home() / ".cache") / "trainguard")
 
 
 def answer_cases(catalogue: Catalogue) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -34,6 +35,7 @@ class GuardOptions(BaseModel):
     take_over: bool = False
     notifiers: tuple[str, ...] = ()
     model: str = ""
+    rules: tuple[Path, ...] = ()
 
 
 class _OnTerminal(logging.Handler):
@@ -115,6 +117,7 @@ async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:
             cadence=options.cadence,
             notifiers=[await _block(slug) for slug in options.notifiers],
             model=await _block(options.model) if options.model else None,
+            rules=list(options.rules),
             return_state=True,
         )
         if state.name != "HandedOver":

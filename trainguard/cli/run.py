@@ -13,7 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from trainguard.cli.guarding import GuardOptions, guard_here, require_prefect
-from trainguard.cli.settings import Settings, load_settings, policy_of
+from trainguard.cli.settings import Settings, load_settings, policy_of, rules_of
 from trainguard.core.errors import ConfigError, UserError
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
 from trainguard.schedulers.local.starting import LocalJob, load_job, start_job
@@ -23,6 +23,10 @@ PolicyFile = Annotated[Path | None, typer.Option("--policy", help="TOML file wit
 PresetName = Annotated[str | None, typer.Option("--preset", help="observe, assist or autonomous.")]
 AllowList = Annotated[
     list[str] | None, typer.Option("--allow", help="An action that may run; may be repeated.")
+]
+RuleFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--rules", help="A file of own rules or exit-code handlers; may be given often."),
 ]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0, help="Guard for so long, then leave the job alone.")
@@ -51,6 +55,7 @@ def run(
     policy: PolicyFile = None,
     preset: PresetName = None,
     allow: AllowList = None,
+    rules: RuleFiles = None,
     minutes: Minutes = None,
     until: Until = None,
     as_json: AsJson = False,
@@ -68,7 +73,7 @@ def run(
         "checkpoints": _checkpoints(checkpoints, resume_argument, resume_environment),
     }
     local = _local_job(settings, {key: value for key, value in flags.items() if value})
-    options = _options(settings, policy, preset, allow, minutes, until, take_over=False)
+    options = _options(settings, policy, preset, allow, rules, minutes, until, take_over=False)
     require_prefect()
     block = _this_machine()
     job = asyncio.run(start_job(local, block.cluster_name()))
@@ -91,6 +96,7 @@ def watch(
     policy: PolicyFile = None,
     preset: PresetName = None,
     allow: AllowList = None,
+    rules: RuleFiles = None,
     minutes: Minutes = None,
     until: Until = None,
     take_over: TakeOver = False,
@@ -98,7 +104,7 @@ def watch(
 ) -> None:
     """Guard a job that already runs."""
     settings = load_settings(config)
-    options = _options(settings, policy, preset, allow, minutes, until, take_over=take_over)
+    options = _options(settings, policy, preset, allow, rules, minutes, until, take_over=take_over)
     if not cluster:
         block: Any = _this_machine()
         known = load_job(Path(job), block.cluster_name())
@@ -121,6 +127,7 @@ def patrol(
     policy: PolicyFile = None,
     preset: PresetName = None,
     allow: AllowList = None,
+    rules: RuleFiles = None,
     minutes: Minutes = None,
     until: Until = None,
 ) -> None:
@@ -128,7 +135,7 @@ def patrol(
     from trainguard.flows.patrol import patrol as patrol_flow
 
     settings = load_settings(config)
-    options = _options(settings, policy, preset, allow, minutes, until, take_over=False)
+    options = _options(settings, policy, preset, allow, rules, minutes, until, take_over=False)
     require_prefect()
     from trainguard.cli.guarding import save_block
 
@@ -151,6 +158,7 @@ def _options(
     policy: Path | None,
     preset: str | None,
     allow: list[str] | None,
+    rules: list[Path] | None,
     minutes: float | None,
     until: datetime | None,
     *,
@@ -164,6 +172,7 @@ def _options(
         take_over=take_over,
         notifiers=tuple(settings.notifiers),
         model=settings.model,
+        rules=rules_of(settings, rules),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +40,8 @@ class Settings(BaseSettings):
     """Slugs of notifier blocks, such as `slack-webhook/team`."""
     model: str = ""
     """Slug of a language model block; empty for none."""
+    rules: list[Path] = Field(default_factory=list)
+    """Files of own rules and exit-code handlers, from the folder of this file."""
 
     @classmethod
     def settings_customise_sources(
@@ -71,6 +74,18 @@ def load_settings(path: Path | None) -> Settings:
         ) from None
     except (OSError, ValueError) as problem:
         raise ConfigError(str(where), str(problem), "it must be a readable TOML file") from None
+
+
+def rules_of(settings: Settings, flags: Sequence[Path] | None) -> tuple[Path, ...]:
+    """Join the rule files of the settings with those of the flags, and read them once. Raises ConfigError."""
+    from trainguard.tasks.catalogue import read_rules  # Prefect takes a second to import
+
+    folder = Settings.file.parent if Settings.file else Path()
+    files = [folder / path.expanduser() for path in settings.rules] + list(flags or ())
+    found = tuple(dict.fromkeys(path.resolve() for path in files))
+    if found:
+        read_rules(found)
+    return found
 
 
 def policy_of(settings: Settings, file: Path | None, preset: str | None, allow: list[str] | None) -> Policy:

@@ -125,6 +125,11 @@ class Action(Fact):
     checkpoint_step: int | None = None
     package: str = ""
     script: str = ""
+    """Absolute path of the owner's recovery script."""
+    handler: str = ""
+    """Which of the owner's exit-code handlers names the script: uses are counted by it."""
+    exit_code: int | None = None
+    """The exit code that the script is for."""
     note: str = ""
     """For people; never interpreted."""
 

@@ -7,7 +7,7 @@ https://nrel.github.io/torc/ (failure handlers).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from trainguard.core.errors import ConfigError
@@ -56,13 +56,36 @@ def match_handler(
 
     An unknown exit code matches nothing: a handler acts on facts only.
     """
+    for key, rule in _rules_by_key(handlers):
+        left = rule.max_retries - used.get(key, 0)
+        if exit_code in rule.exit_codes and left > 0:
+            return HandlerMatch(key=key, handler=key.rpartition("#")[0], rule=rule, tries_left=left)
+    return None
+
+
+def used_up(handlers: Iterable[FailureHandler], exit_code: int | None, used: Mapping[str, int]) -> str:
+    """Name the scripts that fit an exit code and have no tries left; empty where there is none."""
+    return ", ".join(
+        f"{rule.recovery_script} ({used[key]} of {rule.max_retries})"
+        for key, rule in _rules_by_key(handlers)
+        if exit_code in rule.exit_codes and used.get(key, 0) >= rule.max_retries
+    )
+
+
+def rule_of(handlers: Iterable[FailureHandler], key: str) -> HandlerRule | None:
+    """Find a rule again by `HandlerMatch.key`."""
+    return next((rule for known, rule in _rules_by_key(handlers) if known == key), None)
+
+
+def exit_status(exit_code: int | None, signal: int | None) -> int | None:
+    """Give the exit code as a shell would: 128 and the signal's number where a signal ended it."""
+    return 128 + signal if signal and not exit_code else exit_code
+
+
+def _rules_by_key(handlers: Iterable[FailureHandler]) -> Iterator[tuple[str, HandlerRule]]:
     for handler in handlers:
         for number, rule in enumerate(handler.rules, 1):
-            key = f"{handler.name}#{number}"
-            left = rule.max_retries - used.get(key, 0)
-            if exit_code in rule.exit_codes and left > 0:
-                return HandlerMatch(key=key, handler=handler.name, rule=rule, tries_left=left)
-    return None
+            yield f"{handler.name}#{number}", rule
 
 
 def handlers_from(data: object) -> tuple[FailureHandler, ...]:

@@ -8,6 +8,7 @@ from trainguard.core.action import Access, Action, ActionKind, Scope
 from trainguard.core.checkpoint import Checkpoint, bad_after, newest_good
 from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.fact import Fact
+from trainguard.core.handlers import FailureHandler, HandlerMatch, exit_status, match_handler, used_up
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job, ResumeBy
@@ -38,33 +39,54 @@ class Situation(Fact):
     """Left out by earlier recoveries."""
     alike_jobs: int = Field(default=1, ge=0)
     """Jobs of the cluster that failed alike within the storm window, this one included."""
+    handlers: tuple[FailureHandler, ...] = ()
+    """The owner's scripts by exit code."""
+    script_uses: dict[str, int] = Field(default_factory=dict)
+    """How often each has run without progress since, by `HandlerMatch.key`."""
     now: float
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the job ended with, where it has ended."""
+        seen = self.observation
+        return exit_status(seen.exit_code, seen.exit_signal) if seen.liveness is Liveness.FAILED else None
+
+    @property
+    def script(self) -> HandlerMatch | None:
+        """The owner's script for this exit code."""
+        return match_handler(self.handlers, self.exit_code, self.script_uses)
 
 
 def plan(situation: Situation) -> Plan:
     """Choose the first action of the ladder that may run, else the first that may be asked for.
 
-    Restarts are alternatives, the rest of the ladder accompanies them. What is refused stays in the
-    plan's steps only where nothing may be done at all, so that the report can say why.
+    Restarts are alternatives, the rest of the ladder accompanies them; the owner's script for the exit code
+    comes first. What is refused stays in the plan's steps only where nothing may be done at all, so that
+    the report can say why.
     """
+    script = _script_step(situation)
+    scripts = [script] if script else []
     steps = [_decide(situation, action) for action in _candidates(situation)]
     restarts = [step for step in steps if step.action.kind.restarts]
     others = [step for step in steps if not step.action.kind.restarts]
     chosen = _best(restarts)
     if chosen is None or chosen.verdict is Verdict.REFUSE:
-        return Plan(incident=situation.incident.id, steps=tuple(restarts + others))
+        return Plan(incident=situation.incident.id, steps=tuple(scripts + restarts + others))
+    scripts = [step for step in scripts if step.verdict is not Verdict.REFUSE]
     needed = [_decide(situation, action) for action in _set_aside(situation)]
     if not finds_its_own_checkpoint(situation.job):
         needed = [step for step in needed if step.verdict is Verdict.RUN]
     companions = [step for step in others if step.verdict is Verdict.RUN or chosen.verdict is Verdict.ASK]
     companions = [step for step in companions if step.verdict is not Verdict.REFUSE]
-    return Plan(incident=situation.incident.id, steps=(*needed, *companions, chosen))
+    return Plan(incident=situation.incident.id, steps=(*needed, *scripts, *companions, chosen))
 
 
 def refused_steps(situation: Situation, made: Plan) -> tuple[Decision, ...]:
     """What fits the diagnosis and is not in the plan: what would have been done, and what would allow it."""
     planned = {step.action.kind for step in made.steps}
-    decided = [_decide(situation, action) for action in _candidates(situation)]
+    script = _script_step(situation)
+    decided = [script] if script else []
+    decided += [_decide(situation, action) for action in _candidates(situation)]
     return tuple(step for step in decided if step.action.kind not in planned)
 
 
@@ -98,9 +120,42 @@ def _best(steps: list[Decision]) -> Decision | None:
 def _candidates(situation: Situation) -> list[Action]:
     # Bad checkpoints are set aside wherever there are any, whatever the ladder says: see `_set_aside`.
     ladder = situation.diagnosis.actions
-    kinds = [kind for kind in ladder if not kind.advice and kind is not ActionKind.SET_ASIDE_CHECKPOINT]
+    kinds = [kind for kind in ladder if not kind.advice and kind not in _NOT_OF_THE_LADDER]
+    if _after_script(situation) and not any(kind.restarts for kind in kinds):
+        kinds.append(ActionKind.RESTART)
     actions = [_fill(situation, kind) for kind in kinds]
     return [action for action in actions if action is not None]
+
+
+_NOT_OF_THE_LADDER = {ActionKind.SET_ASIDE_CHECKPOINT, ActionKind.RUN_RECOVERY_SCRIPT}
+
+
+def _script_step(situation: Situation) -> Decision | None:
+    """The owner's script for the exit code, or why it runs no more."""
+    found, incarnation = situation.script, situation.incident.incarnation
+    spent = used_up(situation.handlers, situation.exit_code, situation.script_uses)
+    if incarnation is None or (found is None and not spent):
+        return None
+    newest = newest_good(situation.checkpoints)
+    action = Action(
+        kind=ActionKind.RUN_RECOVERY_SCRIPT,
+        incarnation=incarnation,
+        checkpoint=newest.path if newest else "",
+        script=found.rule.recovery_script if found else "",
+        handler=found.key if found else "",
+        exit_code=situation.exit_code,
+        note=f"incident {situation.incident.id}: exit code {situation.exit_code}",
+    )
+    if found is not None:
+        return _decide(situation, action)
+    basis = f"exit code {situation.exit_code} came back although its recovery script ran: {spent}"
+    return Decision(action=action, verdict=Verdict.REFUSE, basis=basis, at=situation.now)
+
+
+def _after_script(situation: Situation) -> bool:
+    """Whether the owner's script may run or be asked for: then a restart follows it, as often as its owner says."""
+    step = _script_step(situation) if situation.script else None
+    return step is not None and step.verdict is not Verdict.REFUSE
 
 
 def _fill(situation: Situation, kind: ActionKind) -> Action | None:
@@ -196,6 +251,8 @@ _Said = tuple[Verdict, str, str] | None
 
 
 def _possible(situation: Situation, action: Action) -> _Said:
+    if action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
+        return None  # the guard runs it, not the scheduler
     if action.kind not in situation.supported:
         return Verdict.REFUSE, f"{situation.job.ref.scheduler} can't do {action.kind}", ""
     if action.kind in situation.access.impossible:
@@ -237,7 +294,7 @@ def _destroys(action: Action, seen: Observation) -> bool:
 
 
 def _within_budget(situation: Situation, action: Action) -> _Said:
-    if not action.kind.restarts:
+    if not action.kind.restarts or _after_script(situation):
         return None
     tried = tried_without_progress(situation)
     limit = situation.policy.budgets.same_cause
@@ -330,4 +387,6 @@ def _ask(situation: Situation, action: Action, why: str, would_allow: str) -> tu
 
 
 def _line(action: Action, fault: FaultClass) -> str:
+    if fault is FaultClass.UNKNOWN or action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
+        return f'policy.allow = ["{action.kind}"]'
     return f'policy.allow = [{{action = "{action.kind}", faults = ["{fault}"]}}]'

@@ -191,6 +191,7 @@ def _decisions(plan: Plan | None) -> str:
 def _detail(step: Decision) -> str:
     action = step.action
     parts = [
+        f"{action.script} for exit code {action.exit_code}" if action.script else "",
         f"without {', '.join(action.nodes)}" if action.nodes else "",
         f"from {action.checkpoint}" if action.checkpoint else "",
         f"with {format_size(action.memory_bytes)}" if action.memory_bytes else "",

@@ -1,6 +1,7 @@
 """The fault catalogue: one YAML file a family, and the loader that reads them.
 
-A file says `family: GPU` and lists `rules:`. Users add files of the same form with `--rules`.
+A file says `family: GPU` and lists `rules:`. Users add files of the same form with `--rules`; these may
+also, or only, hold `failure_handlers:`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pydantic import ValidationError
 from trainguard.core.diagnosis import pattern
 from trainguard.core.diagnosis.rule import Catalogue, Rule
 from trainguard.core.errors import ConfigError
+from trainguard.core.handlers import SECTION
 from trainguard.rules.store import OwnFolder
 
 _FOLDER = Path(__file__).parent
+_FORM = f"needs `family: NAME` and a list `rules:`, or `{SECTION}:`"
 
 
 def own_files() -> tuple[Path, ...]:
@@ -82,9 +85,11 @@ def load_file(path: Path) -> tuple[Rule, ...]:
 
 
 def _rules(path: Path, document: Mapping[str, Any]) -> tuple[Rule, ...]:
+    if SECTION in document and "rules" not in document:
+        return ()  # only exit-code handlers
     family, rows = document.get("family"), document.get("rules")
     if not isinstance(family, str) or not isinstance(rows, list):
-        raise ConfigError(str(path), "needs `family: NAME` and a list `rules:`")
+        raise ConfigError(str(path), _FORM)
     return tuple(_rule(path, family, row) for row in rows)
 
 
@@ -101,7 +106,7 @@ def _document(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(str(path), f"is no YAML: {error}") from error
     if not isinstance(document, dict):
-        raise ConfigError(str(path), "needs `family: NAME` and a list `rules:`")
+        raise ConfigError(str(path), _FORM)
     return document
 
 

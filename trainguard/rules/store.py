@@ -48,6 +48,12 @@ class OwnFolder:
             return
 
 
+def user_folder() -> OwnFolder:
+    """Where this user's processes keep what they found out about the catalogue."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return OwnFolder((Path(root) if root else Path.home() / ".cache") / "trainguard")
+
+
 def _own(facts: os.stat_result) -> bool:
     others_write = stat.S_IWGRP | stat.S_IWOTH
     return facts.st_uid == os.getuid() and not facts.st_mode & others_write

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import import_module
+from threading import Lock
 from typing import Any, Protocol
 
 from trainguard.core.diagnosis.pattern import BOUNDARY
@@ -65,6 +66,8 @@ def finder(
 
 
 _STORED = "patterns.hs"
+_SCANNING = Lock()
+"""A database's scratch space serves one scan at a time, and guards of one process share the catalogue."""
 _ODD = re.compile(rb"[^\t\x20-\x7e]")
 """Bytes that count differently in the two engines, or are gone before `re` sees the line."""
 _ODD_PATTERN = rb"[^\t\n\r\x20-\x7e]"
@@ -133,8 +136,9 @@ class HyperscanFinder:
         def note(index: int, _start: int, end: int, _flags: int, _context: object) -> None:
             append((end, index))
 
-        for database in databases:
-            database.scan(data, match_event_handler=note)
+        with _SCANNING:
+            for database in databases:
+                database.scan(data, match_event_handler=note)
         return hits
 
     def sharpen(self) -> None:
