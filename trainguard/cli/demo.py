@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,6 +28,10 @@ from trainguard.core.policy import Allow, Policy
 from trainguard.core.report import IncidentFile, steps_lost
 from trainguard.core.verdict import FaultClass
 from trainguard.demo.scenario import SCENARIO, TORCH_SCENARIO, Scenario
+
+if TYPE_CHECKING:
+    from trainguard.core.decision import ApprovalRequest
+    from trainguard.ledger.ledger import Ledger
 
 WIDE = 120
 POLICY = Policy(
@@ -133,23 +138,31 @@ def _answer_in_background() -> None:
 
 
 async def _answer_questions() -> None:
-    from trainguard.core.decision import Answer, ApprovalAnswer
+    from trainguard.core.errors import LedgerUnavailableError
     from trainguard.ledger.ledger import Ledger
 
-    async with await Ledger.open() as ledger:
-        while True:
-            for question in await ledger.open_requests():
-                await asyncio.sleep(3)
-                current = question.incarnation.token if question.incarnation else None
-                answer = ApprovalAnswer(
-                    request=question.id,
-                    answer=Answer.APPROVE,
-                    by=f"{getpass.getuser()} (--yes)",
-                    via="cli",
-                    at=time.time(),
-                )
-                await ledger.answer(answer, current, time.time())
-            await asyncio.sleep(1)
+    # the ledger goes with the demo's folder, while this thread still looks at it
+    with contextlib.suppress(LedgerUnavailableError):
+        async with await Ledger.open() as ledger:
+            while True:
+                for question in await ledger.open_requests():
+                    await asyncio.sleep(3)
+                    await _approve(ledger, question)
+                await asyncio.sleep(1)
+
+
+async def _approve(ledger: Ledger, question: ApprovalRequest) -> None:
+    from trainguard.core.decision import Answer, ApprovalAnswer
+
+    answer = ApprovalAnswer(
+        request=question.id,
+        answer=Answer.APPROVE,
+        by=f"{getpass.getuser()} (--yes)",
+        via="cli",
+        at=time.time(),
+    )
+    current = question.incarnation.token if question.incarnation else None
+    await ledger.answer(answer, current, time.time())
 
 
 async def _record(job_key: str) -> tuple[list[IncidentFile], str]:
