@@ -20,6 +20,7 @@ from trainguard.core.errors import LedgerDamagedError, LedgerUnavailableError, L
 from trainguard.ledger import schema, store, tables
 from trainguard.ledger.ledger import Ledger
 
+HEAD = ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
 NEXT = '''"""A later version."""
 import sqlalchemy as sa
 from alembic import op
@@ -40,8 +41,7 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def use(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str = "") -> None:
-    head = ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
-    (folder / "versions" / "v9999_next.py").write_text(NEXT.format(head=head, then=then))
+    (folder / "versions" / "v9999_next.py").write_text(NEXT.format(head=HEAD, then=then))
     monkeypatch.setattr(store, "inspect_file", lambda path: schema.inspect_file(path, folder))
     monkeypatch.setattr(store, "migrate", lambda connection, path: schema.migrate(connection, path, folder))
 
@@ -77,7 +77,7 @@ async def test_an_older_ledger_is_migrated_after_a_copy(
         async with await Ledger.open(f"sqlite:///{path}") as ledger:
             assert await ledger.jobs() == [facts.JOB]
     (copy,) = tmp_path.glob("ledger.db.before-*")
-    assert copy.name == "ledger.db.before-0001-1"
+    assert copy.name == f"ledger.db.before-{HEAD}-1"
     monkeypatch.undo()
     async with await Ledger.open(f"sqlite:///{copy}") as ledger:
         assert await ledger.jobs() == [facts.JOB]

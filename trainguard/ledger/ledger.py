@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from trainguard.ledger.advice import AdviceStore
 from trainguard.ledger.approvals import Approvals
 from trainguard.ledger.exhibits import Exhibits
 from trainguard.ledger.incidents import Incidents
@@ -17,7 +18,9 @@ from trainguard.ledger.observations import Observations
 from trainguard.ledger.recoveries import Recoveries
 
 
-class Ledger(Jobs, Leases, Observations, Incidents, Exhibits, Intents, Approvals, Notices, Recoveries):
+class Ledger(
+    Jobs, Leases, Observations, Incidents, Exhibits, Intents, Approvals, Notices, Recoveries, AdviceStore
+):
     """All that must outlive a process. One instance serves all guards of an event loop.
 
     Every method raises LedgerUnavailableError (locked, full or gone for now) after a bounded retry and

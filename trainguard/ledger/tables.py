@@ -248,3 +248,11 @@ node_events = Table(
     UniqueConstraint("node", "incident", "fault", name="tg_node_events_once"),
     Index("tg_node_events_by_node", "node", "at"),
 )
+
+advice = Table(
+    "tg_advice",
+    metadata,
+    Column("key", Words, primary_key=True),
+    Column("answer", Words, nullable=False),
+    Column("at", Double, nullable=False),
+)

@@ -1,0 +1,21 @@
+"""Answers of the language model, kept between processes."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Make the table."""
+    op.create_table(
+        "tg_advice",
+        sa.Column("key", sa.Text(), primary_key=True, nullable=False),
+        sa.Column("answer", sa.Text(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+    )
