@@ -20,7 +20,6 @@ from trainguard.core.errors import LedgerDamagedError, LedgerUnavailableError, L
 from trainguard.ledger import tables
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-_MAGIC = b"SQLite format 3\x00"
 _CHECKED_WHOLE = 32 * 1024 * 1024
 """Bytes up to which the whole file is checked on opening; larger ones are checked as they are read."""
 _LOCK = 0x7467_6C64
@@ -33,16 +32,14 @@ def inspect_file(path: Path, migrations: Path = MIGRATIONS) -> None:
     Raises LedgerDamagedError, LedgerVersionError or LedgerUnavailableError, each with the path and the remedy.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(len(_MAGIC))
+        # Only SQLite may open the file: closing any other handle on it would drop the locks of this process's
+        # other connections (fcntl), and another process would then delete the WAL under them.
+        if path.stat().st_size == 0:
+            return
     except FileNotFoundError:
         return
     except OSError as error:
         raise LedgerUnavailableError(f"{path} can't be read: {error.strerror}") from error
-    if not head:
-        return
-    if head != _MAGIC:
-        raise LedgerDamagedError(f"{path} is not a database: its beginning is foreign. {_REMEDY}")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as found:
             _inspect(found, path, migrations)
