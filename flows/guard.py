@@ -27,7 +27,7 @@ from trainguard.core.job import Job
 from trainguard.core.policy import Policy
 from trainguard.flows.diagnose import diagnose
 from trainguard.flows.recover import recover
-from trainguard.tasks.check import check
+from trainguard.tasks.check import check_job
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
@@ -94,7 +94,7 @@ async def _stand_guard(
     for incident_id in await unfinished_incidents(context):
         await _handle(context, incident_id)
     while True:
-        signals = await check()
+        signals = await check_job(context)
         await tell_signals(context, signals)
         opened = await open_incident(context, signals)
         if opened is not None:

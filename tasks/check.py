@@ -20,21 +20,55 @@ from trainguard.tasks.report import line_of, show_guard_page
 logger = logging.getLogger(__name__)
 status_lines = logging.getLogger("trainguard.status")
 
+SHOW_SECONDS = 1700.0
+"""A check at which all is as before is shown in Prefect this often: a task run and its page's text are 25 kB there."""
+YOUNG_SECONDS = 3600.0
+"""Every check of a new incarnation is shown for so long."""
 LOG_BYTES_A_LOOK = 1_000_000
 LOG_SECONDS = 10.0
 """A log is read this often between checks: what a scheduler can't see (a NaN) is seen in it."""
+
+
+async def check_job(context: GuardContext) -> tuple[Signal, ...]:
+    """Check once, as a task run where Prefect has something new to show. Gives the signals that began."""
+    context.checks += 1
+    if not _as_shown(context):
+        return await check()
+    signals = await look(context, read_log=True)
+    await record(context)
+    if signals:
+        await _show(context)
+    return signals
+
+
+def _as_shown(context: GuardContext) -> bool:
+    """Whether a healthy job, no longer young, is as it was when it was last shown, not long ago."""
+    now, seen = context.clock(), context.observation
+    if (
+        seen is None
+        or seen.liveness is not context.shown_as
+        or context.unanswered
+        or context.health.uncertain
+    ):
+        return False
+    return now - context.started_at >= YOUNG_SECONDS and now - context.shown_at < SHOW_SECONDS
 
 
 @task(name="check", task_run_name="check", cache_policy=NO_CACHE, persist_result=False)
 async def check() -> tuple[Signal, ...]:
     """Look once, record it, show it. Gives the signals that began."""
     context = current_guard()
-    context.checks += 1
     signals = (*context.unanswered, *await look(context, read_log=True))
     context.unanswered.clear()
     await record(context)
-    await show_guard_page(context)
+    await _show(context)
     return signals
+
+
+async def _show(context: GuardContext) -> None:
+    context.shown_at = context.clock()
+    context.shown_as = context.observation.liveness if context.observation else None
+    await show_guard_page(context)
 
 
 async def look(

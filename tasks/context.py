@@ -16,7 +16,7 @@ import psutil
 from trainguard.core.action import Access
 from trainguard.core.health import Health
 from trainguard.core.job import Job
-from trainguard.core.observation import Observation
+from trainguard.core.observation import Liveness, Observation
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
@@ -63,6 +63,9 @@ class GuardContext:
     """When the current incarnation was first seen: the cadence counts from it."""
     status: str = "Pending"
     checks: int = 0
+    shown_at: float = 0.0
+    shown_as: Liveness | None = None
+    """When a check was last shown in Prefect, and in which state the job was then."""
     unanswered: list[Signal] = field(default_factory=list)
     """Signals seen between checks, for the next check to answer."""
     gone_since: float | None = None
