@@ -99,7 +99,7 @@ def test_a_crash_is_told_once_with_its_sources(job: Watched) -> None:
         ("scheduler", "process"),
         job.incarnation,
     )
-    assert crash.detail == "failed: failed, signal 9"
+    assert crash.detail == "failed: signal 9"
     assert job.look(Liveness.FAILED, exit_signal=9) == []
     job.restarts()
     job.trains(3)

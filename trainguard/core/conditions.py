@@ -59,17 +59,22 @@ def _crash(look: Look) -> Condition | None:
     seen = look.observation
     if seen.liveness is not Liveness.FAILED or seen.restart_underway:
         return None
-    told = [plain(word) for word in (seen.native, seen.reason) if word]
-    if seen.exit_signal is not None:
-        told.append(f"signal {seen.exit_signal}")
-    elif seen.exit_code is not None:
-        told.append(f"exit code {seen.exit_code}")
+    told: list[str] = []
+    for word in (plain(seen.native), plain(seen.reason), _exit(seen)):
+        if word and word != "failed" and not any(word in said for said in told):
+            told.append(word)
     ended = seen.exit_code is not None or seen.exit_signal is not None
     return Condition(
         SignalKind.CRASH,
         f"failed: {', '.join(told) or 'no reason given'}",
         ("scheduler", "process") if ended else ("scheduler",),
     )
+
+
+def _exit(seen: Observation) -> str:
+    if seen.exit_signal is not None:
+        return f"signal {seen.exit_signal}"
+    return "" if seen.exit_code is None else f"exit code {seen.exit_code}"
 
 
 def _early_stop(look: Look) -> Condition | None:
