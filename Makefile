@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(BIN)/pytest -m "not lab" || { echo "Some failed: once more, those alone"; $(BIN)/pytest -m "not lab" --last-failed --last-failed-no-failures none; }
+	$(BIN)/pytest -m "not lab" --durations=15
 
 test-labs: setup
 	LABS="$(LABS)" tests/labs/run.sh
