@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
@@ -36,6 +37,7 @@ async def patrol(
     cadence: Cadence = CADENCE,
     notifiers: list[Notifier] | None = None,
     model: LanguageModel | None = None,
+    rules: list[Path] | None = None,
     every: Annotated[float, Field(gt=0, description="Seconds from one round to the next.")] = 60.0,
     checks_a_run: int = 2000,
 ) -> str:
@@ -51,6 +53,7 @@ async def patrol(
         "cadence": cadence,
         "notifiers": notifiers,
         "model": model,
+        "rules": rules,
         "checks_a_run": checks_a_run,
     }
     block = await as_block(cluster)

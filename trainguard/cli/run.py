@@ -149,6 +149,7 @@ def patrol(
             minutes=options.minutes,
             only_failed=only_failed,
             cadence=options.cadence,
+            rules=list(options.rules),
         )
     )
 
