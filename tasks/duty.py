@@ -33,6 +33,7 @@ from trainguard.tasks.context import (
     lease_holder,
 )
 from trainguard.tasks.prefect_view import retire
+from trainguard.tasks.shared_ledger import shared_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ async def on_duty(
     _log_to_prefect()
     catalogue, handlers = await asyncio.to_thread(read_rules, rules)
     async with AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(await Ledger.open())
+        ledger = await stack.enter_async_context(shared_ledger())
         known = await ledger.job_status(job.key)
         watch = await stack.enter_async_context(shared_watch(cluster.make_scheduler, job.ref.scheduler, job))
         access = await _validated(watch.scheduler.validate(job), known_before=known is not None)
@@ -124,9 +125,11 @@ async def _validated(validation: Awaitable[Access], *, known_before: bool) -> Ac
 async def _take_lease(ledger: Ledger, job_key: str, flow_run_id: str, take_over: bool, now: float) -> Lease:
     holder = lease_holder(flow_run_id)
     before = await ledger.lease(job_key)
-    dead = before is not None and holder_is_dead(before.holder)
-    lease = await ledger.acquire_lease(job_key, holder, now, LEASE_SECONDS, take_over=take_over or dead)
-    if before is not None and before.holder != holder:
+    if before is not None and holder_is_dead(before.holder):
+        # Frees it only while it is still the dead one's: of two who saw it dead one gets the job.
+        await ledger.release_lease(before)
+    lease = await ledger.acquire_lease(job_key, holder, now, LEASE_SECONDS, take_over=take_over)
+    if before is not None and holder_flow_run(before.holder) != flow_run_id:
         await retire(holder_flow_run(before.holder), flow_run_id)
     return lease
 

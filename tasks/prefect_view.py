@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 10.0
 """Seconds a call to Prefect may take before it counts as away."""
 CANCEL_SECONDS = 30.0
+_watched: ContextVar[bool] = ContextVar("trainguard_cancellation_is_watched", default=False)
 AWAY = (httpx.HTTPError, PrefectException, OSError, TimeoutError)
 
 
@@ -67,13 +69,18 @@ async def show_status(flow_run_id: str, status: str, message: str = "") -> None:
         raise GuardCancelledError("cancelled in Prefect")
 
 
+def cancellation_is_watched() -> None:
+    """Say that who runs the guards of this context stops them when they are cancelled: none needs to ask."""
+    _watched.set(True)
+
+
 async def stop_if_cancelled(context: GuardContext) -> None:
     """Raise GuardCancelledError where a person has cancelled the run; asked now and then.
 
     Prefect away is no cancellation.
     """
     now = context.clock()
-    if now - context.cancel_asked_at < CANCEL_SECONDS:
+    if _watched.get() or now - context.cancel_asked_at < CANCEL_SECONDS:
         return
     context.cancel_asked_at = now
     try:
