@@ -1,0 +1,114 @@
+"""Whose a flow run is: told by the ledger's lease on its job, or on the run itself where it guards no job."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from trainguard.core.errors import LeaseHeldError, LeaseLostError, LedgerUnavailableError
+from trainguard.core.job import JobRef
+from trainguard.tasks.context import holder_flow_run, holder_is_dead, lease_holder
+from trainguard.tasks.duty import LEASE_SECONDS, RENEW_SECONDS
+from trainguard.tasks.shared_ledger import shared_ledger
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from trainguard.core.decision import Lease
+
+logger = logging.getLogger(__name__)
+
+_ADOPTING = "/adopting"
+
+
+def lease_key(run: FlowRun) -> str:
+    """Name what a flow run holds: its job, or for a patrol the run itself."""
+    return job_key(run.parameters) or f"flow-run/{run.id}"
+
+
+def job_key(parameters: Mapping[str, Any]) -> str | None:
+    """Give the key of the job that a run guards; None for one that guards none itself."""
+    job = parameters.get("job")
+    try:
+        return JobRef.model_validate(job["ref"]).key if isinstance(job, Mapping) else None
+    except (KeyError, ValueError):
+        return None
+
+
+async def served_by_another(run: FlowRun) -> bool:
+    """Whether another process goes on with this very flow run. On doubt nobody does."""
+    try:
+        async with shared_ledger() as ledger:
+            lease = await ledger.lease(lease_key(run))
+    except LedgerUnavailableError:
+        return False
+    if lease is None or lease.expires_at <= time.time() or lease.holder == lease_holder(str(run.id)):
+        return False
+    return holds(lease, run)
+
+
+def holds(lease: Lease, run: FlowRun) -> bool:
+    """Whether a lease was taken for this flow run."""
+    return holder_flow_run(lease.holder).removesuffix(_ADOPTING) == str(run.id)
+
+
+def is_dead(lease: Lease) -> bool:
+    """Whether a holder has let its lease run out, or was a process of this machine that is gone."""
+    return lease.expires_at <= time.time() or holder_is_dead(lease.holder)
+
+
+@asynccontextmanager
+async def claimed(run: FlowRun, dead: Lease | None) -> AsyncIterator[bool]:
+    """Hold a run's lease for a moment, in place of the dead holder seen before. False: another was first."""
+    key = lease_key(run)
+    async with shared_ledger() as ledger:
+        if dead is not None:
+            # Frees it only while it is still that holder's: of two who saw it dead one gets it.
+            await ledger.release_lease(dead)
+        holder = f"{lease_holder(str(run.id))}{_ADOPTING}"
+        try:
+            lease = await ledger.acquire_lease(key, holder, time.time(), LEASE_SECONDS)
+        except LeaseHeldError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            await ledger.release_lease(lease)
+
+
+@asynccontextmanager
+async def held(run: FlowRun) -> AsyncIterator[None]:
+    """Hold a lease on a run that guards no job itself, as a sign of life. Others have their job's."""
+    if job_key(run.parameters) is not None:
+        yield
+        return
+    async with shared_ledger() as ledger:
+        holder = lease_holder(str(run.id))
+        lease = await ledger.acquire_lease(lease_key(run), holder, time.time(), LEASE_SECONDS)
+        owner = asyncio.current_task()
+        assert owner is not None
+        renewing = asyncio.create_task(_renew(lease, owner))
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.gather(renewing, return_exceptions=True)
+            await ledger.release_lease(lease)
+
+
+async def _renew(lease: Lease, owner: asyncio.Task[Any]) -> None:
+    while True:
+        await asyncio.sleep(RENEW_SECONDS)
+        try:
+            async with shared_ledger() as ledger:
+                await ledger.renew_lease(lease, time.time(), LEASE_SECONDS)
+        except LeaseLostError:
+            owner.cancel("lease lost")
+            return
+        except LedgerUnavailableError as problem:
+            logger.warning("the lease on %s could not be renewed yet: %s", lease.job_key, problem)
