@@ -63,12 +63,20 @@ def prefect_server(home: Path, port: int | None = None) -> Iterator[dict[str, st
         _wait(server, environment["PREFECT_API_URL"], log)
         yield environment
     finally:
+        _send_last_logs()
         server.terminate()
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _send_last_logs() -> None:
+    """Prefect's client sends logs in batches, the last one at exit: too late for this server."""
+    handlers = sys.modules.get("prefect.logging.handlers")
+    if handlers is not None:
+        handlers.APILogHandler().flush()
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
