@@ -66,6 +66,8 @@ class GuardContext:
     shown_at: float = 0.0
     shown_as: Liveness | None = None
     """When a check was last shown in Prefect, and in which state the job was then."""
+    news: bool = False
+    """The latest look ended the wait: the next check answers it, without waiting for another look."""
     unanswered: list[Signal] = field(default_factory=list)
     """Signals seen between checks, for the next check to answer."""
     gone_since: float | None = None
