@@ -47,6 +47,7 @@ def _as_shown(context: GuardContext) -> bool:
     if (
         seen is None
         or seen.liveness is not context.shown_as
+        or context.news
         or context.unanswered
         or context.health.uncertain
     ):
@@ -56,9 +57,11 @@ def _as_shown(context: GuardContext) -> bool:
 
 @task(name="check", task_run_name="check", cache_policy=NO_CACHE, persist_result=False)
 async def check() -> tuple[Signal, ...]:
-    """Look once, record it, show it. Gives the signals that began."""
+    """Look once, unless a look brought news just now; record it, show it. Gives the signals that began."""
     context = current_guard()
-    signals = (*context.unanswered, *await look(context, read_log=True))
+    news, context.news = context.news, False
+    fresh = () if news else await look(context, read_log=True)
+    signals = (*context.unanswered, *fresh)
     context.unanswered.clear()
     await record(context)
     await _show(context)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from trainguard.core.cadence import Cadence, next_check
 from trainguard.core.incident import IncidentState
-from trainguard.core.observation import Liveness
+from trainguard.core.observation import Liveness, Observation
 from trainguard.tasks.check import look
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.incidents import crash_incident
@@ -28,12 +28,16 @@ async def wait_for_news(context: GuardContext, cadence: Cadence, deadline: datet
         except TimeoutError:
             return
         context.unanswered.extend(signals)
-        seen = context.observation
-        if signals or before is None or seen is None or seen.liveness is not before.liveness:
-            return
-        if seen.incarnation != before.incarnation:
+        if signals or _changed(before, context.observation):
+            context.news = True
             return
         await stop_if_cancelled(context)
+
+
+def _changed(before: Observation | None, seen: Observation | None) -> bool:
+    if before is None or seen is None or seen.liveness is not before.liveness:
+        return True
+    return seen.incarnation != before.incarnation
 
 
 def time_is_up(context: GuardContext, deadline: datetime | None) -> str:
