@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from prefect_kubernetes.credentials import KubernetesCredentials
@@ -36,6 +37,8 @@ class KubernetesCluster(SchedulerBlock):
     model_config = ConfigDict(
         hide_input_in_errors=True
     )  # a kubeconfig that is refused stays out of the message
+
+    scheduler_name: ClassVar[str] = KubernetesScheduler.name
 
     _block_type_name = "Kubernetes Cluster"
     _block_type_slug = "kubernetes-cluster"

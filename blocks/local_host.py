@@ -26,6 +26,8 @@ class LocalHost(SchedulerBlock):
         ```
     """
 
+    scheduler_name: ClassVar[str] = LocalScheduler.name
+
     _block_type_name: ClassVar[str] = "trainguard Local Host"
     _block_type_slug: ClassVar[str] = "trainguard-local-host"
     _description: ClassVar[str] = (

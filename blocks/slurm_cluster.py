@@ -25,6 +25,8 @@ class SlurmCluster(SchedulerBlock):
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
+    scheduler_name: ClassVar[str] = SlurmScheduler.name
+
     _block_type_name: ClassVar[str] = "Slurm Cluster"
     _block_type_slug: ClassVar[str] = "slurm-cluster"
     _description: ClassVar[str] = "A Slurm cluster whose training jobs are guarded over SSH."

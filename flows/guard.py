@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, tags
+from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -31,8 +31,9 @@ from trainguard.tasks.check import check_job
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
-from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect_answers, show_status, tag_run
+from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, show_status, tag_run
 from trainguard.tasks.report import show_guard_page
+from trainguard.tasks.subflow import run_subflow, tidy_up
 from trainguard.tasks.succession import call_successor
 from trainguard.tasks.tell import tell_signals
 from trainguard.tasks.wait import ending, time_is_up, wait_for_news
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 ASSIST = Policy()
 CADENCE = Cadence()
+LAST_PATIENCE = 6 * 3600.0
+"""Seconds for which a guard whose job is over waits for Prefect, to show how it ended."""
 
 
 @flow(name="guard", flow_run_name="guard {job.name}", persist_result=False)
@@ -67,7 +70,7 @@ async def guard(
     try:
         block = await as_block(cluster)
         async with on_duty(
-            job,
+            block.place(job),
             block,
             policy,
             flow_run_id=run_id,
@@ -78,12 +81,15 @@ async def guard(
         ) as context:
             return await _stand_guard(context, cadence, deadline, checks_a_run)
     except (AccessRefusedError, UnreachableError, NotFoundError) as problem:
-        remedy = getattr(problem, "remedy", "")
-        return Failed(name="CredentialError", message=f"{problem}{'; ' * bool(remedy)}{remedy}")
+        return Failed(name="CredentialError", message=_with_remedy(problem))
     except (LeaseHeldError, ConfigError) as problem:
-        return Failed(name="Refused", message=str(problem))
+        return Failed(name="Refused", message=_with_remedy(problem))
     except GuardCancelledError:
         return Cancelled(message="cancelled in Prefect; the job goes on")
+
+
+def _with_remedy(problem: Exception) -> str:
+    return "; ".join(filter(None, (str(problem), getattr(problem, "remedy", ""))))
 
 
 async def _stand_guard(
@@ -106,6 +112,7 @@ async def _stand_guard(
         if context.checks >= checks_a_run:
             successor = await call_successor(context, deadline)
             if successor:
+                await tidy_up(context)
                 return Completed(name="HandedOver", message=f"goes on as flow run {successor}")
         await _show(context, "Degraded" if context.health.degraded else "Enabled")
         await wait_for_news(context, cadence, deadline)
@@ -116,33 +123,23 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
     await _show(context, "Recovering")
     incident = await context.ledger.incident(incident_id)
     if incident is not None and incident.state == "open":
-        await _subflow(context, diagnose, incident_id)
-    await _subflow(context, recover, incident_id)
+        await run_subflow(context, diagnose, incident_id)
+    await run_subflow(context, recover, incident_id)
     await show_guard_page(context)
-
-
-async def _subflow(context: GuardContext, wanted: Any, incident_id: str) -> None:
-    if await prefect_answers():
-        try:
-            with tags(*context.tags):
-                await wanted(incident_id, context.job.name)
-            return
-        except AWAY as problem:
-            # The steps are written to the ledger as they happen: what is done is not done again.
-            logger.warning("Prefect went away during %s (%s): going on without it", wanted.name, problem)
-    await wanted.fn(incident_id, context.job.name)
 
 
 async def _end(context: GuardContext, outcome: str) -> State[Any]:
     context.status = "Completed"
     await context.ledger.set_job_status(context.job.key, "Completed", outcome, context.clock(), context.lease)
+    # Prefect's own patience is a minute; a run whose end it never heard of would look alive for ever.
+    await prefect_is_back(LAST_PATIENCE)
+    await tidy_up(context)
     await show_guard_page(context)
     return Completed(name="Completed", message=outcome)
 
 
 async def _show(context: GuardContext, status: str) -> None:
-    if context.status == status:
-        return
-    context.status = status
-    await show_status(context.flow_run_id, status)
-    await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
+    if context.status != status:
+        context.status = status
+        await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
+    await show_status(context, status)

@@ -33,6 +33,7 @@ class QuickScheduler(SimulatedScheduler):
 class SimulatedClusterBlock(SchedulerBlock):
     """A simulated cluster's block."""
 
+    scheduler_name: ClassVar[str] = SimulatedScheduler.name
     _block_type_slug: ClassVar[str] = "simulated-cluster"
     _logo_url: ClassVar[HttpUrl | None] = None
 

@@ -16,6 +16,7 @@ from tests.flows.simulation import Simulation, until
 from trainguard.core.action import ActionKind
 from trainguard.core.decision import Answer
 from trainguard.core.incident import IncidentState
+from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Allow, Policy, Preset
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
@@ -257,3 +258,21 @@ async def test_an_unknown_job_is_said_to_be_unknown() -> None:
     state = await simulation.guard()
     assert state.name == "CredentialError"
     assert "no job" in state.message
+
+
+async def test_a_job_given_by_its_id_alone_is_on_the_cluster_that_is_given_with_it() -> None:
+    simulation = Simulation(total=50)
+    placed = simulation.job
+    simulation.job = Job(ref=JobRef(id="job"))
+    state = await simulation.guard()
+    assert (state.name, state.message) == ("Completed", "succeeded")
+    async with await Ledger.open() as ledger:
+        assert await ledger.job_status(placed.key) is not None
+
+
+async def test_a_job_of_another_cluster_is_refused_with_the_remedy() -> None:
+    simulation = Simulation(total=50)
+    simulation.job = Job(ref=JobRef(scheduler="simulated", cluster="elsewhere", id="job"))
+    state = await simulation.guard()
+    assert state.name == "Refused"
+    assert "simulated/elsewhere" in state.message and "leave scheduler and cluster empty" in state.message

@@ -222,10 +222,7 @@ def _this_machine() -> Any:
 async def _job_of(slug: str, native_id: str, name: str, spec: CheckpointSpec | None) -> Job:
     from trainguard.blocks.clusters import as_block
 
-    block = await as_block(slug)
-    scheduler = block.make_scheduler()
-    ref = JobRef(scheduler=scheduler.name, cluster=block.cluster_name(), id=native_id)
-    await scheduler.close()
     if not native_id:
         raise UserError("no job was named")
-    return Job(ref=ref, name=name or native_id, checkpoints=spec)
+    block = await as_block(slug)
+    return block.place(Job(ref=JobRef(id=native_id), name=name, checkpoints=spec))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from trainguard.core.fact import Fact
 from trainguard.core.pattern import compile_pattern
@@ -13,10 +14,10 @@ from trainguard.core.pattern import compile_pattern
 class JobRef(Fact):
     """A job as its scheduler names it. It survives restarts; its incarnations do not."""
 
-    scheduler: str
-    """Adapter name: local, slurm, kubernetes, ray, vastai, runai, tensorpool, torc, simulated."""
-    cluster: str
-    """The cluster as its block names it: one connection and one watcher serve all its jobs."""
+    scheduler: str = ""
+    """Adapter name: local, slurm, kubernetes, simulated. Empty: the one of the cluster's block."""
+    cluster: str = ""
+    """The cluster as its block names it; empty: that block's. One connection and one watcher serve all its jobs."""
     id: str
     """Native name: state folder, Slurm job id, `namespace/kind/name`, submission id."""
 
@@ -101,7 +102,8 @@ class Job(Fact):
     """One guarded training job."""
 
     ref: JobRef
-    name: str
+    name: str = ""
+    """What people call it; by default the last part of its native name."""
     project: str = ""
     kind: str = "training"
     checkpoints: CheckpointSpec | None = None
@@ -110,6 +112,14 @@ class Job(Fact):
     """The exact number of steps, where the owner knows it; never used to decide completion."""
     extra_logs: tuple[str, ...] = ()
     """Further log files on the job's machine (paths, no patterns)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("name") and given.get("ref"):
+            ref = JobRef.model_validate(given["ref"])
+            return {**given, "name": ref.id.rstrip("/").rpartition("/")[2]}
+        return given
 
     @property
     def key(self) -> str:

@@ -30,6 +30,7 @@ HORIZON = 120 * DAY
 class SimulatedFleet(SchedulerBlock):
     """A cluster whose jobs, nodes and faults follow from a seed. The first process that asks makes it."""
 
+    scheduler_name: ClassVar[str] = SimulatedScheduler.name
     _block_type_name: ClassVar[str | None] = "Simulated fleet"
     _block_type_slug: ClassVar[str] = "simulated-fleet"
     _description: ClassVar[str] = "Jobs that only exist on paper, to measure guards on."
