@@ -1,0 +1,299 @@
+"""The worker on a real Prefect server, its guards on a simulated cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.flow_runs import aresume_flow_run
+from prefect.states import Cancelling, Paused
+
+from tests.flows.simulation import Simulation, until
+from tests.worker.pool import GUARD, Pool, children_of, reached, run_of, state_of
+from trainguard.core.decision import Answer
+from trainguard.core.incident import IncidentState
+from trainguard.core.job import Job
+from trainguard.core.policy import Policy, Preset
+from trainguard.flows import guard as guard_module
+from trainguard.flows.guard import guard
+from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.context import GuardContext
+from trainguard.testing.simulated import Fault, FaultKind, SimulatedJob
+
+ASSIST = Policy(preset=Preset.ASSIST)
+
+
+async def test_a_guard_runs_in_the_workers_process_and_brings_its_job_back(pool: Pool) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        state = await reached(run, "Completed", "Failed", "Crashed")
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+    assert {child.state_name for child in await children_of(run)} == {"Completed"}
+
+
+@flow
+async def training(steps: int = 3) -> None:
+    raise AssertionError("must never run here")
+
+
+async def test_a_flow_that_is_no_guard_is_refused_and_told_where_it_may_run(pool: Pool) -> None:
+    other = await pool.deploy(training, "flows/training.py:training")
+    likeness = await pool.deploy(training.with_options(name="guard"), "flows/guard.py:guard")
+    runs = [await pool.schedule(training, {}, deployment) for deployment in (other, likeness)]
+    async with pool.worker():
+        states = [await reached(run, "NotAGuard") for run in runs]
+    assert all(state.is_failed() for state in states)
+    assert "deploy this flow to a pool of type `process`" in (states[0].message or "")
+    assert "takes steps, which the installed trainguard's guard does not" in (states[1].message or "")
+
+
+async def _cancel(run: UUID) -> None:
+    async with get_client() as client:
+        await client.set_flow_run_state(run, Cancelling())
+
+
+async def _is_free(simulation: Simulation) -> bool:
+    async with await Ledger.open() as ledger:
+        lease = await ledger.lease(simulation.job.key)
+    return lease is None or lease.expires_at <= time.time()
+
+
+async def test_a_cancelled_guard_stops_frees_its_lease_and_leaves_the_job_alone(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        await reached(run, "Enabled")
+        await _cancel(run)
+        state = await reached(run, "Cancelled")
+        assert (state.message or "").endswith("the job goes on")
+        await until(lambda: _free(simulation), "the lease freed")
+    assert simulation.native.run.ended is None and simulation.starts == 1
+
+
+async def _free(simulation: Simulation) -> bool | None:
+    return await _is_free(simulation) or None
+
+
+async def test_a_guard_cancelled_while_it_waits_for_approval_leaves_no_run_that_looks_alive(
+    pool: Pool,
+) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    run = await pool.guard(simulation, ASSIST)
+    async with pool.worker():
+        await simulation.question()
+        await reached(run, "AwaitingApproval")
+        await _cancel(run)
+        await reached(run, "Cancelled")
+        await until(lambda: _all_final(run), "no subflow alive")
+    assert {child.state_name for child in await children_of(run)} == {"Completed", "Cancelled"}
+    assert simulation.starts == 1
+
+
+async def _all_final(run: UUID) -> bool | None:
+    children = await children_of(run)
+    return all(child.state is not None and child.state.is_final() for child in children) or None
+
+
+async def test_the_trouble_of_one_guard_is_told_and_is_not_the_others(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = guard_module._stand_guard
+    broken, sound = Simulation(total=10**6), Simulation(total=10**6)
+
+    async def sometimes(context: GuardContext, *rest: Any) -> Any:
+        if context.job.key == broken.job.key:
+            raise SystemError("the guard itself is broken")
+        return await original(context, *rest)
+
+    monkeypatch.setattr(guard_module, "_stand_guard", sometimes)
+    runs = [await pool.guard(one) for one in (broken, sound)]
+    async with pool.worker():
+        state = await reached(runs[0], "Failed", "Crashed")
+        await reached(runs[1], "Enabled")
+    assert "the guard itself is broken" in (state.message or "")
+
+
+async def test_parameters_that_fit_no_guard_fail_with_the_reason(pool: Pool) -> None:
+    async with get_client() as client:
+        assert pool.deployment is not None
+        run = (await client.create_flow_run_from_deployment(pool.deployment, parameters={"cluster": 7})).id
+    async with pool.worker():
+        state = await reached(run, "Failed", "Crashed")
+    assert "parameters" in (state.message or "")
+
+
+async def test_a_flows_own_timeout_is_shown_as_such(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "timeout_seconds", 1.0)
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        state = await reached(run, "TimedOut")
+    assert state.is_failed()
+    assert simulation.native.run.ended is None
+
+
+async def test_a_stopped_worker_hands_its_guards_to_the_next_one_on_the_same_page(pool: Pool) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 700), total=900)
+    run = await pool.guard(simulation, minutes=60)
+    async with pool.worker():
+        await reached(run, "Enabled")
+    state = await state_of(run)
+    assert (state.name, state.is_scheduled()) == ("Resuming", True)
+    assert await _is_free(simulation) and simulation.starts == 1
+    async with pool.worker():
+        state = await reached(run, "Completed", "Failed", "Crashed")
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def test_a_question_is_handed_over_and_asked_and_answered_once(pool: Pool) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    run = await pool.guard(simulation, ASSIST)
+    async with pool.worker():
+        before = await simulation.question()
+        await reached(run, "AwaitingApproval")
+    assert await _all_final(run)
+    async with pool.worker():
+        question = await until(lambda: _asked_again(simulation, before.flow_run_id), "the question asked again")
+        assert (question.id, question.deadline) == (before.id, before.deadline)
+        await until(lambda: _paused(question.flow_run_id), "the pause")
+        await aresume_flow_run(
+            UUID(question.flow_run_id), run_input={"decision": "approve", "decided_by": "uma"}
+        )
+        state = await reached(run, "Completed", "Failed", "Crashed")
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def _asked_again(simulation: Simulation, before: str):  # type: ignore[no-untyped-def]
+    question = await simulation.question()
+    return question if question.flow_run_id != before else None
+
+
+async def _paused(flow_run_id: str) -> bool | None:
+    return (await state_of(UUID(flow_run_id))).is_paused() or None
+
+
+async def test_an_answer_given_between_two_workers_is_honoured(pool: Pool) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    run = await pool.guard(simulation, ASSIST)
+    async with pool.worker():
+        question = await simulation.question()
+    assert await simulation.answer(question, Answer.APPROVE)
+    async with pool.worker():
+        state = await reached(run, "Completed", "Failed", "Crashed")
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def test_two_incidents_in_two_lives_of_one_run_each_get_their_own_subflows(pool: Pool) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95), Fault(FaultKind.HOST_OOM, 700), total=900)
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        await until(lambda: _recovered(simulation), "the first recovery")
+        await reached(run, "Enabled")
+    async with pool.worker():
+        await reached(run, "Completed", "Failed", "Crashed")
+    incidents = await simulation.incidents()
+    assert [incident.state for incident in incidents] == [IncidentState.RECOVERED] * 2
+    assert len(await children_of(run)) == 4
+
+
+async def _recovered(simulation: Simulation) -> bool | None:
+    incidents = await simulation.incidents()
+    return (incidents and incidents[-1].state is IncidentState.RECOVERED) or None
+
+
+async def test_a_suspended_guard_stops_and_goes_on_when_resumed(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        await reached(run, "Enabled")
+        async with get_client() as client:
+            await client.set_flow_run_state(run, Paused(name="Suspended", reschedule=True, timeout_seconds=600))
+        await until(lambda: _free(simulation), "the lease freed")
+        assert (await state_of(run)).name == "Suspended"
+        await aresume_flow_run(run)
+        await reached(run, "Enabled")
+    assert simulation.starts == 1
+
+
+async def test_a_worker_with_a_limit_takes_the_next_run_when_one_has_ended(pool: Pool) -> None:
+    first, second = Simulation(total=10**6), Simulation(total=10**6)
+    runs = [await pool.guard(one) for one in (first, second)]
+    async with pool.worker(limit=1):
+        await reached(runs[0], "Enabled")
+        await asyncio.sleep(1.5)  # polls in which the second must not be taken
+        assert (await state_of(runs[1])).is_scheduled()
+        first.cluster.stop("job")
+        await reached(runs[0], "Completed")
+        await reached(runs[1], "Enabled")
+
+
+async def test_prefect_answering_503_while_guards_start_delays_them_and_ends_nothing(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from httpx import HTTPStatusError, Request, Response
+
+    from trainguard.worker import guard_worker
+
+    original, refused = guard_worker.propose_state, []
+
+    async def busy(*arguments: object, **named: object) -> object:
+        if len(refused) < 3:
+            refused.append(1)
+            request = Request("POST", "http://prefect")
+            raise HTTPStatusError("database is locked", request=request, response=Response(503))
+        return await original(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(guard_worker, "propose_state", busy)
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with pool.worker():
+        await reached(run, "Enabled")
+    assert len(refused) == 3
+
+
+async def test_fifty_guards_share_one_watch_and_no_thread_is_theirs(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    runs = [await pool.guard(simulation)]
+    for number in range(1, 50):
+        ref = simulation.cluster.start(SimulatedJob(id=f"job-{number}"))
+        job = simulation.job.model_copy(update={"ref": ref, "name": f"job-{number}"})
+        runs.append(await pool.guard(_of(simulation, job)))
+    before = threading.active_count()
+    async with pool.worker():
+        for run in runs:
+            await reached(run, "Enabled", patience=120)
+        threads = threading.active_count() - before
+        queries, since = simulation.cluster.queries, time.monotonic()
+        await asyncio.sleep(2)
+        rate = (simulation.cluster.queries - queries) / (time.monotonic() - since)
+    assert threads < 25
+    # ten looks a second for all, and the log of each job every ten seconds or at its check
+    assert rate < 10 + 50
+    assert {(await run_of(run)).state_name for run in runs} == {"Resuming"}
+
+
+def _of(simulation: Simulation, job: Job) -> Simulation:
+    other = object.__new__(Simulation)
+    other.cluster, other.job = simulation.cluster, job
+    return other
+
+
+def test_only_deployments_of_the_packages_own_flows_are_guards() -> None:
+    from trainguard.worker.entrypoints import _own_name
+
+    ours = [GUARD, "trainguard.flows.guard.guard", "flows/guard.py:guard", "/srv/tg/flows/guard.py:guard"]
+    others = ["guard.py:guard", "flows/guard.py:guardian", "my.flows.guard:guard", "flows/guard:guard", ""]
+    assert [_own_name(entrypoint) for entrypoint in ours] == ["guard"] * 4
+    assert [_own_name(entrypoint) for entrypoint in others] == [None] * 5
+    assert _own_name("flows/patrol.py:patrol") == "patrol"
