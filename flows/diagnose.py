@@ -11,6 +11,7 @@ from trainguard.tasks.collect import collect_evidence, find_root_cause
 from trainguard.tasks.context import current_guard
 from trainguard.tasks.incidents import the_incident
 from trainguard.tasks.report import show_incident_report
+from trainguard.tasks.subflow import steps
 from trainguard.tasks.tell import tell_opened
 
 
@@ -23,6 +24,10 @@ from trainguard.tasks.tell import tell_opened
 async def diagnose(incident_id: str, job_name: str) -> None:
     """Collect evidence, find the root cause, ask the model only where rules can't tell, publish the report."""
     del job_name  # only names the run
+    await steps(_diagnose(incident_id))
+
+
+async def _diagnose(incident_id: str) -> None:
     context = current_guard()
     incident = await the_incident(context, incident_id)
     evidence = await collect_evidence(incident)

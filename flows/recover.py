@@ -25,6 +25,7 @@ from trainguard.tasks.decide import make_plan, nothing_to_do
 from trainguard.tasks.incidents import the_incident, the_plan
 from trainguard.tasks.prefect_view import show_status
 from trainguard.tasks.report import approval_text, show_incident_report
+from trainguard.tasks.subflow import steps
 from trainguard.tasks.tell import tell_asked, tell_closed
 from trainguard.tasks.verify import verify
 
@@ -38,6 +39,10 @@ from trainguard.tasks.verify import verify
 async def recover(incident_id: str, job_name: str) -> None:
     """Take an incident from where it stands to its end."""
     del job_name  # only names the run
+    await steps(_recover(incident_id))
+
+
+async def _recover(incident_id: str) -> None:
     context = current_guard()
     incident = await the_incident(context, incident_id)
     while not incident.state.closed:
@@ -60,7 +65,7 @@ async def _decide(incident: Incident) -> Incident:
 async def _ask(incident: Incident) -> Incident:
     context = current_guard()
     plan = await the_plan(context, incident.id)
-    await show_status(context.flow_run_id, "AwaitingApproval", f"incident {incident.id}")
+    await show_status(context, "AwaitingApproval", f"incident {incident.id}")
     request_id = f"{incident.id}-{incident.attempt}"
     answer = await earlier_answer(context, request_id)
     if answer is None:
@@ -78,7 +83,7 @@ async def _ask(incident: Incident) -> Incident:
         )
     known = frozenset(context.observation.nodes if context.observation else ())
     await durably(context.ledger.add_decisions, context.lease, incident.id, as_approved(plan, answer, known))
-    await show_status(context.flow_run_id, "Recovering", f"incident {incident.id}")
+    await show_status(context, "Recovering", f"incident {incident.id}")
     return incident.advanced(IncidentState.ACTING)
 
 

@@ -82,11 +82,17 @@ async def earlier_answer(context: GuardContext, request_id: str) -> ApprovalAnsw
 async def stored_form(flow_run_id: str, key: str) -> ApprovalForm | None:
     """Read what a person entered for a paused run, also where the process that asked is dead."""
     try:
-        async with prefect():
-            response = keyset_from_base_key(f"paused-{key}")["response"]
-            raw: Any = await aread_flow_run_input(response, flow_run_id=UUID(flow_run_id))
-    except (*AWAY, ValueError):
+        return await _entered(flow_run_id, key)
+    except (*AWAY, ValueError) as problem:
+        logger.debug("the form of flow run %s can't be read now: %s", flow_run_id, problem)
         return None
+
+
+async def _entered(flow_run_id: str, key: str) -> ApprovalForm | None:
+    """The same, but raises one of `AWAY` where Prefect does not say, and ValueError for what is no form."""
+    async with prefect():
+        response = keyset_from_base_key(f"paused-{key}")["response"]
+        raw: Any = await aread_flow_run_input(response, flow_run_id=UUID(flow_run_id))
     return None if raw is None else ApprovalForm.model_validate(raw)
 
 
@@ -125,23 +131,26 @@ async def pause_for_form(
                 wait_for_input=form, timeout=patience, poll_interval=2, key=request.keyset
             )
         except (*AWAY, RuntimeError) as problem:
-            # A pause that stands may not be proposed again: `wait_for_answer` reads its form.
-            logger.warning("the question %s is not shown in Prefect now: %s", request.id, problem)
-            await asyncio.sleep(SHOW_AGAIN_SECONDS)
-        if not await _is_paused(request.flow_run_id):
-            number += 1
-            request = request.model_copy(update={"keyset": f"{request.keyset}-{number}"})
-            request = await durably(context.ledger.ask, context.lease, request)
+            logger.warning("the question %s may not be shown in Prefect now: %s", request.id, problem)
+        entered = await _after_the_pause(request)
+        if entered is not None:
+            return entered
+        number += 1
+        request = request.model_copy(update={"keyset": f"{request.keyset}-{number}"})
+        request = await durably(context.ledger.ask, context.lease, request)
 
 
-async def _is_paused(flow_run_id: str) -> bool:
-    """Whether the run shows its form, as far as can be told."""
-    try:
-        async with prefect() as client:
-            state = (await client.read_flow_run(UUID(flow_run_id))).state
-    except (*AWAY, ValueError):
-        return True
-    return state is not None and state.type is StateType.PAUSED
+async def _after_the_pause(request: ApprovalRequest) -> ApprovalForm | None:
+    """Wait until a pause that stands is over, then read its form: only one that was never filled in is asked anew."""
+    while True:
+        await asyncio.sleep(SHOW_AGAIN_SECONDS)
+        try:
+            async with prefect() as client:
+                state = (await client.read_flow_run(UUID(request.flow_run_id))).state
+            if state is None or state.type is not StateType.PAUSED:
+                return await _entered(request.flow_run_id, request.keyset)
+        except (*AWAY, ValueError) as problem:
+            logger.debug("whether %s is still shown can't be told: %s", request.id, problem)
 
 
 async def resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -74,7 +75,13 @@ class GuardContext:
     cancel_asked_at: float = 0.0
     pages: dict[str, str] = field(default_factory=dict)
     """Artifact ids by what they show: `guard`, or an incident's id."""
+    not_shown: set[str] = field(default_factory=set)
+    """Incidents whose report Prefect was not there for."""
+    shown_status: str = ""
+    """The status that Prefect shows; empty where that is not known."""
     blind_since: float | None = None
+    subflows: set[asyncio.Task[None]] = field(default_factory=set)
+    """Prefect's engines of this guard's subflows; one may outlive its steps while Prefect is away."""
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -30,7 +31,32 @@ PATIENCE = 10.0
 """Seconds a call to Prefect may take before it counts as away."""
 CANCEL_SECONDS = 30.0
 _watched: ContextVar[bool] = ContextVar("trainguard_cancellation_is_watched", default=False)
+KNOCK_SECONDS = 3.0
+"""Seconds that one call may take to find out whether Prefect is back."""
+RECHECK_SECONDS = 5.0
+"""For so long nobody asks Prefect again after it did not answer: a guard has better things to do than to knock."""
 AWAY = (httpx.HTTPError, PrefectException, OSError, TimeoutError)
+
+
+class _Line:
+    """Whether Prefect answered when last asked: one for the process, so that one guard's wait serves all."""
+
+    away = False
+    ask_again_at = 0.0
+
+    def lost(self) -> None:
+        """Remember that there was no answer."""
+        if not self.away:
+            logger.warning("Prefect does not answer: going on without it, and showing it later")
+        self.away, self.ask_again_at = True, time.monotonic() + RECHECK_SECONDS
+
+    def found(self) -> None:
+        """Remember that Prefect is back."""
+        logger.warning("Prefect answers again")
+        self.away = False
+
+
+_line = _Line()
 
 
 class GuardCancelledError(TrainguardError):
@@ -39,9 +65,29 @@ class GuardCancelledError(TrainguardError):
 
 @asynccontextmanager
 async def prefect() -> AsyncIterator[PrefectClient]:
-    """Give a client for one short exchange. Raises one of `AWAY` where Prefect does not answer in time."""
-    async with asyncio.timeout(PATIENCE), get_client() as client:
-        yield client
+    """Give a client for one short exchange. Raises one of `AWAY` where Prefect does not answer in time.
+
+    While Prefect is away that is known at once, but for one call every few seconds.
+    """
+    if _line.away:
+        await _knock()
+    try:
+        async with asyncio.timeout(PATIENCE), get_client() as client:
+            yield client
+    except (httpx.TransportError, OSError, TimeoutError):
+        _line.lost()
+        raise
+
+
+async def _knock() -> None:
+    if time.monotonic() < _line.ask_again_at:
+        raise TimeoutError("Prefect did not answer a moment ago")
+    _line.lost()  # the others go on meanwhile
+    async with asyncio.timeout(KNOCK_SECONDS), get_client() as client:
+        problem = await client.api_healthcheck()
+    if problem is not None:
+        raise TimeoutError("Prefect is not back yet") from problem
+    _line.found()
 
 
 async def prefect_answers() -> bool:
@@ -53,20 +99,35 @@ async def prefect_answers() -> bool:
         return False
 
 
-async def show_status(flow_run_id: str, status: str, message: str = "") -> None:
-    """Show a status as the name of the flow run's state.
+async def prefect_is_back(patience: float) -> None:
+    """Wait until Prefect answers, at most `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if await prefect_answers():
+            return
+        await asyncio.sleep(RECHECK_SECONDS)
+
+
+async def show_status(context: GuardContext, status: str, message: str = "") -> None:
+    """Show a status as the name of the guard's run; not again while it is shown, later where Prefect is away.
 
     Raises GuardCancelledError where the answer is that a person has cancelled the run.
     """
+    if context.shown_status == status:
+        return
+    context.shown_status = ""
     try:
         async with prefect() as client:
             shown: State[Any] = Running(name=status, message=message)
-            result: OrchestrationResult[Any] = await client.set_flow_run_state(UUID(flow_run_id), shown)
+            result: OrchestrationResult[Any] = await client.set_flow_run_state(
+                UUID(context.flow_run_id), shown
+            )
     except AWAY as problem:
-        logger.warning("Prefect does not show status %s yet: %s", status, type(problem).__name__)
+        logger.info("Prefect does not show status %s yet: %s", status, type(problem).__name__)
         return
     if result.state is not None and result.state.type in {StateType.CANCELLING, StateType.CANCELLED}:
         raise GuardCancelledError("cancelled in Prefect")
+    context.shown_status = status
 
 
 def cancellation_is_watched() -> None:
@@ -129,16 +190,15 @@ def page_url(flow_run_id: str) -> str:
     return f"{base}/runs/flow-run/{flow_run_id}" if base else ""
 
 
-async def show_page(key: str, markdown: str, page_id: str, description: str) -> str:
-    """Show a markdown page: made once a flow run, then updated in place. Gives its id, empty where it failed."""
+async def show_page(key: str, markdown: str, page_id: str, description: str) -> str | None:
+    """Show a markdown page: made once a flow run, then updated in place. Gives its id, None where Prefect is away."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with prefect() as client:
             if page_id:
-                async with get_client() as client:
-                    await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
+                await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
                 return page_id
-            made = await Artifact(key=key, type="markdown", description=description, data=markdown).acreate()
-            return str(made.id)
+            page = Artifact(key=key, type="markdown", description=description, data=markdown)
+            return str((await page.acreate(client)).id)
     except AWAY as problem:
-        logger.warning("page %s is not shown yet: %s", key, type(problem).__name__)
-        return page_id
+        logger.debug("page %s is not shown yet: %s", key, type(problem).__name__)
+        return None

@@ -28,9 +28,18 @@ async def show_incident_report(incident_id: str) -> None:
     progress = context.reading.progress
     known = known.model_copy(update={"step_seconds": progress.step_seconds if progress else None})
     key, page = f"incident-{incident_id}", context.pages.get(incident_id, "")
-    context.pages[incident_id] = await show_page(
-        key, incident_report(known), page, f"incident of {context.job.name}"
-    )
+    shown = await show_page(key, incident_report(known), page, f"incident of {context.job.name}")
+    if shown is None:
+        context.not_shown.add(incident_id)
+    else:
+        context.pages[incident_id] = shown
+        context.not_shown.discard(incident_id)
+
+
+async def show_what_was_missed(context: GuardContext) -> None:
+    """Show the reports that Prefect was not there for."""
+    for incident_id in tuple(context.not_shown):
+        await show_incident_report(incident_id)
 
 
 async def approval_text(incident: Incident, request: ApprovalRequest) -> str:
@@ -51,9 +60,12 @@ async def show_guard_page(context: GuardContext) -> None:
         plot=progress_plot(context.reading, incidents),
     )
     key = f"guard-{slug(context.job.name)}"
-    context.pages["guard"] = await show_page(
+    page = await show_page(
         key, guard_page(view), context.pages.get("guard", ""), f"guard of {context.job.name}"
     )
+    if page is not None:
+        context.pages["guard"] = page
+    await show_what_was_missed(context)
 
 
 def line_of(context: GuardContext) -> str:
