@@ -135,3 +135,13 @@ def test_a_database_that_is_none_is_not_used(tmp_path: Path) -> None:
         store.put("patterns.hs", spoiled)
         found = finder(LITERALS, PATTERNS, native=True, store=store)
         assert isinstance(found, HyperscanFinder) and not found.sharp
+
+
+@native
+def test_a_pattern_whose_literals_are_everywhere_is_looked_for_whole_from_the_start() -> None:
+    found = finder(
+        ("norm", "xid ("), (r"norm: \d{5,9}", r"Xid \(\d"), common=1, only_common={"norm"}, native=True
+    )
+    assert found.find(b"norm: 0.12\nXid (\n") == [(16, 1)]
+    assert {index for _, index in found.find(b"norm: 123456\n")} == {2}
+    assert {index for _, index in found.find("norm: 0.12 é\n".encode())} == {0}

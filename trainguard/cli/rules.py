@@ -15,6 +15,7 @@ from trainguard.core.diagnosis import Catalogue, Examination, Rule
 from trainguard.core.diagnosis.lint import problems
 from trainguard.core.errors import UserError
 from trainguard.rules import load_catalogue
+from trainguard.rules.store import user_folder
 
 rules_app = typer.Typer(help="The fault catalogue.", no_args_is_help=True)
 
@@ -89,6 +90,13 @@ def lint(rules: Extra = None) -> None:
     typer.echo(f"{len(catalogue)} rules, {len(found)} problems")
     if found:
         raise typer.Exit(1)
+
+
+@rules_app.command()
+def prepare(rules: Extra = None) -> None:
+    """Compile all patterns now and keep them, so that no later start has to: for images and fresh installations."""
+    with _told():
+        load_catalogue(rules or (), user_folder()).matcher.finder.sharpen()
 
 
 rules_app.command("docs")(docs)

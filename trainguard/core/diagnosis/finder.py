@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from importlib import import_module
 from threading import Lock
@@ -50,10 +50,16 @@ def finder(
     literals: Sequence[str],
     patterns: Sequence[str] = (),
     *,
+    common: int = 0,
+    only_common: Collection[str] = (),
     native: bool | None = None,
     store: Store | None = None,
 ) -> Finder:
-    """The fastest finder there is; `native` False asks for the pure-Python one."""
+    """The fastest finder there is; `native` False asks for the pure-Python one.
+
+    The literals of the first `common` patterns are in very many lines: where that can be done, these
+    patterns are looked for whole from the start, and `only_common`, the literals that no others need, are not.
+    """
     if native is False or not literals:
         return PythonFinder(literals)
     try:
@@ -62,7 +68,8 @@ def finder(
         if native:
             raise
         return PythonFinder(literals)
-    return HyperscanFinder(module, literals, patterns, store)
+    rare = [literal not in only_common for literal in literals]
+    return HyperscanFinder(module, literals, rare, patterns, common, store)
 
 
 _STORED = "patterns.hs"
@@ -71,18 +78,32 @@ _SCANNING = Lock()
 _ODD = re.compile(rb"[^\t\x20-\x7e]")
 """Bytes that count differently in the two engines, or are gone before `re` sees the line."""
 _ODD_PATTERN = rb"[^\t\n\r\x20-\x7e]"
+_Numbered = tuple[int, bytes, int]
+"""An expression with its number and flags."""
 
 
 class HyperscanFinder:
-    """Literals by hyperscan, without case; when sharpened, whole patterns."""
+    """Rare literals and the patterns without one by hyperscan; when sharpened, whole patterns alone.
+
+    Lines with odd bytes are looked for by literals in any case.
+    """
 
     def __init__(
-        self, module: Any, literals: Sequence[str], patterns: Sequence[str], store: Store | None
+        self,
+        module: Any,
+        literals: Sequence[str],
+        rare: Sequence[bool],
+        patterns: Sequence[str],
+        common: int,
+        store: Store | None,
     ) -> None:
         self._module = module
         self._literals = literals
+        self._rare = rare
         self._patterns = patterns
+        self._common = common
         self._store = store
+        self._hopeless = False
         self._exact = self._recalled()
 
     @property
@@ -92,19 +113,24 @@ class HyperscanFinder:
 
     @cached_property
     def _blunt(self) -> list[Any]:
-        """Two databases of literals: whole words, which are short, and plain ones."""
-        words = [index for index, literal in enumerate(self._literals) if _bounded(literal)]
-        plain = [index for index, literal in enumerate(self._literals) if not _bounded(literal)]
-        found = []
-        caseless = self._module.HS_FLAG_CASELESS
-        if words:
-            found.append(self._compiled([(i, _word(self._literals[i]), caseless) for i in words]))
-        if plain:
-            literals = [(i, self._literals[i].strip(BOUNDARY).encode(), caseless) for i in plain]
-            found.append(self._compiled(literals, literal=True))
-        return found
+        """Databases of the rare literals and the common patterns."""
+        return [*self._of_literals(rare=True), self._compiled(self._whole(self._common))]
 
-    def _compiled(self, expressions: Sequence[tuple[int, bytes, int]], *, literal: bool = False) -> Any:
+    @cached_property
+    def _odd(self) -> list[Any]:
+        """Databases of all literals that the others do not look for."""
+        return self._of_literals(rare=False) + (self._of_literals(rare=True) if self.sharp else [])
+
+    def _of_literals(self, *, rare: bool) -> list[Any]:
+        """Two databases: short whole words, and plain literals."""
+        wanted = [(i, literal) for i, literal in enumerate(self._literals) if self._rare[i] is rare]
+        caseless = self._module.HS_FLAG_CASELESS
+        words = [(i, _word(literal), caseless) for i, literal in wanted if _bounded(literal)]
+        plain = [(i, t.strip(BOUNDARY).encode(), caseless) for i, t in wanted if not _bounded(t)]
+        found = [self._compiled(words)] if words else []
+        return found + ([self._compiled(plain, literal=True)] if plain else [])
+
+    def _compiled(self, expressions: Sequence[_Numbered], *, literal: bool = False) -> Any:
         """A database of numbered expressions with their flags."""
         database = self._module.Database(mode=self._module.HS_MODE_BLOCK)
         database.compile(
@@ -118,13 +144,11 @@ class HyperscanFinder:
 
     def find(self, data: bytes) -> list[Hit]:
         """All hits in the order of their offsets."""
-        if self._exact is None:
-            return sorted(self._scanned(self._blunt, data))
-        hits = self._scanned((self._exact,), data)
+        hits = self._scanned(self._blunt if self._exact is None else (self._exact,), data)
         odd = len(self._literals) + len(self._patterns)
         known = [hit for hit in hits if hit[1] != odd]
         if len(known) != len(hits):
-            known += [hit for hit in self._scanned(self._blunt, data) if _in_odd_line(data, hit[0])]
+            known += [hit for hit in self._scanned(self._odd, data) if _in_odd_line(data, hit[0])]
         known.sort()
         return known
 
@@ -143,21 +167,24 @@ class HyperscanFinder:
 
     def sharpen(self) -> None:
         """Look for the whole patterns from now on."""
-        if self._exact is not None or not self._patterns:
+        if self._exact is not None or self._hopeless or not self._patterns:
             return
         try:
-            self._exact = self._compiled(self._whole())
+            exact = self._compiled(self._whole())
         except self._module.HyperscanError:
-            self._patterns = ()  # it stays as it is: slower, with the same answers
+            self._hopeless = True  # it stays as it is: slower, with the same answers
             return
+        self._exact = exact
+        self.__dict__.pop("_odd", None)
         if self._store is not None:
             self._store.put(_STORED, self._key() + self._module.dumpb(self._exact))
 
-    def _whole(self) -> list[tuple[int, bytes, int]]:
-        """Every pattern, and one that says once whether a block holds odd bytes."""
+    def _whole(self, number: int | None = None) -> list[_Numbered]:
+        """The first patterns, or all, and one that says once whether a block holds odd bytes."""
         first = len(self._literals)
-        found = [(first + index, _loosened(p), 0) for index, p in enumerate(self._patterns)]
-        return [*found, (first + len(found), _ODD_PATTERN, self._module.HS_FLAG_SINGLEMATCH)]
+        found = [(first + index, _loosened(p), 0) for index, p in enumerate(self._patterns[:number])]
+        odd = first + len(self._patterns)
+        return [*found, (odd, _ODD_PATTERN, self._module.HS_FLAG_SINGLEMATCH)]
 
     def _key(self) -> bytes:
         """What the database was made from and by. Other processors refuse it themselves."""

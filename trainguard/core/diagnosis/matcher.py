@@ -11,7 +11,7 @@ from functools import cached_property
 from trainguard.core.diagnosis.echo import Echo, echo_of
 from trainguard.core.diagnosis.exits import PROBES
 from trainguard.core.diagnosis.finder import Finder, Store, finder
-from trainguard.core.diagnosis.pattern import BOUNDARY, requirements
+from trainguard.core.diagnosis.pattern import BOUNDARY, is_common, requirements
 from trainguard.core.diagnosis.rule import Catalogue, Near, Rule, Value
 from trainguard.core.diagnosis.text import Head
 from trainguard.core.evidence import EvidenceKind
@@ -108,7 +108,8 @@ class Matcher:
         for pattern in PROBES:
             self._add(Entry(None, None, pattern))
         self._literals = sorted(self._entries)
-        self._patterns = sorted(self._by_pattern)
+        self._patterns = sorted(self._by_pattern, key=lambda pattern: (not is_common(pattern), pattern))
+        self._common = sum(is_common(pattern) for pattern in self._patterns)
         self._of_index = [self._entries[literal] for literal in self._literals]
         self._of_index += [self._by_pattern[pattern] for pattern in self._patterns]
         self._by_set: dict[frozenset[int], tuple[Entry, ...]] = {}
@@ -122,7 +123,15 @@ class Matcher:
     @cached_property
     def finder(self) -> Finder:
         """Finds literals or patterns; made when first asked for."""
-        return finder(self._literals, self._patterns, native=self._native, store=self._store)
+        needed = {t for p in self._patterns[self._common :] for t in requirements(p)[0]}
+        return finder(
+            self._literals,
+            self._patterns,
+            common=self._common,
+            only_common=set(self._literals) - needed,
+            native=self._native,
+            store=self._store,
+        )
 
     @cached_property
     def _signs(self) -> list[int]:
@@ -224,8 +233,9 @@ class Matcher:
 
 ENOUGH_SIGNS = 64
 """Lines that fit a healthy rule, after which more of them say nothing."""
-_PATIENCE = 50_000
-"""Lines looked at in vain before all patterns are compiled: that takes longer, but once, and may be kept."""
+_PATIENCE = 100_000
+"""Lines looked at in vain before all patterns are compiled. To compile takes about as long as so many lines,
+so that no log takes twice as long as it had to; it is done once, and may be kept."""
 _MEMO = 4096
 """Sets of literals whose candidate rules are kept."""
 

@@ -143,6 +143,15 @@ def requirements(pattern: str) -> tuple[Literals, ...]:
     return found
 
 
+_RARE = 3
+"""Worth from which a literal finds lines that are few enough to be looked at one by one."""
+
+
+def is_common(pattern: str) -> bool:
+    """Whether the literals of a pattern are in so many lines that the whole pattern had better be looked for."""
+    return min(_worth(text) for text in requirements(pattern)[0]) < _RARE
+
+
 def _long_enough(literals: Literals) -> bool:
     return min(len(text.strip(BOUNDARY)) for text in literals) >= _SHORTEST
 
