@@ -1,0 +1,210 @@
+"""A Prefect server and workers of a measurement's own, and what they use of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainguard.cli.prefect_server import free_port, prefect_server
+
+ROOT = Path(__file__).parents[1]
+DATABASE = "TRAINGUARD_BENCH_PREFECT_DATABASE"
+"""Address of Prefect's database, SQLite in the lab's folder where it is not given."""
+LEDGER = "TRAINGUARD_BENCH_LEDGER"
+"""Address of the ledger, SQLite in the lab's folder where it is not given."""
+
+
+@dataclass
+class Usage:
+    """What a group of processes used."""
+
+    cpu: float = 0.0
+    """Seconds of processor time."""
+    rss: int = 0
+    """Bytes."""
+    processes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.cpu + other.cpu, self.rss + other.rss, self.processes + other.processes)
+
+
+@dataclass
+class Lab:
+    """One server, its folder, and the workers started."""
+
+    folder: Path
+    environment: dict[str, str]
+    server: psutil.Process
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def client(self, what: str, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Do something at the server as a user would; see `pool_client`."""
+        command = [sys.executable, "-m", "benchmarks.pool_client", what, json.dumps(wanted)]
+        done = subprocess.run(command, env=self.env(), cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{what}: {done.stderr[-3000:]}")
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def begin(self, what: str, wanted: dict[str, Any]) -> subprocess.Popen[bytes]:
+        """The same without waiting for it; its answer goes to `WHAT.json`."""
+        command = [sys.executable, "-m", "benchmarks.pool_client", what, json.dumps(wanted)]
+        with (
+            (self.folder / f"{what}.json").open("wb") as out,
+            (self.folder / f"{what}.log").open("wb") as err,
+        ):
+            return subprocess.Popen(command, env=self.env(), cwd=ROOT, stdout=out, stderr=err)
+
+    def start_worker(self, pool: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker for a pool."""
+        counts = self.folder / f"counts-{len(self.workers)}.json"
+        words = ["worker", "start", "--pool", pool, "--name", f"{pool}-{len(self.workers)}"]
+        command = [sys.executable, "-m", "benchmarks.fleet_worker", str(counts), *words]
+        with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                command,
+                env=self.env() | environment,
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.workers.append(worker)
+        return worker
+
+    def stop_workers(self) -> None:
+        """End the workers and whatever they started."""
+        for worker in self.workers:
+            if worker.poll() is not None:
+                continue
+            children = psutil.Process(worker.pid).children(recursive=True)
+            worker.send_signal(signal.SIGTERM)
+            try:
+                worker.wait(5)
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+            for child in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self.workers.clear()
+
+    def used_by_server(self) -> Usage:
+        """What the server has used so far."""
+        return used(self.server)
+
+    def used_by_workers(self) -> Usage:
+        """What the workers and the processes they started have used so far."""
+        return sum((used(psutil.Process(worker.pid)) for worker in self.workers), Usage())
+
+    def asked(self) -> dict[str, int]:
+        """How often the simulated clusters were asked, by all workers together."""
+        total = {"queries": 0, "log_reads": 0}
+        for file in self.folder.glob("counts-*.json"):
+            for counts in json.loads(file.read_text())["clusters"].values():
+                total = {name: total[name] + counts[name] for name in total}
+        return total
+
+    def trouble(self) -> list[str]:
+        """Lines of the workers' and the server's logs that tell of an error."""
+        words = ("Traceback", "ERROR", "503", "database is locked", "CRITICAL")
+        logs = [*self.folder.glob("worker-*.log"), self.folder / "prefect" / "server.log"]
+        lines = (line for log in logs for line in log.read_text("utf-8", "replace").splitlines())
+        return [line[:200] for line in lines if any(word in line for word in words)]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the databases' pages that are in use."""
+        return {
+            "prefect": pages(self.folder / "prefect" / "prefect.db"),
+            "ledger": pages(self.folder / "ledger.db"),
+        }
+
+    def env(self) -> dict[str, str]:
+        """The environment of everybody in the lab."""
+        return {**os.environ, **self.environment}
+
+
+@contextmanager
+def lab(**settings: str) -> Iterator[Lab]:
+    """Run a server in a temporary folder; `settings` are added to everybody's environment."""
+    with tempfile.TemporaryDirectory(prefix="trainguard-bench-") as name:
+        folder = Path(name)
+        own = {
+            "TRAINGUARD_LEDGER_URL": os.environ.get(LEDGER, f"sqlite:///{folder / 'ledger.db'}"),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            **settings,
+        }
+        if DATABASE in os.environ:
+            own["PREFECT_API_DATABASE_CONNECTION_URL"] = os.environ[DATABASE]
+        with _environment(own), prefect_server(folder / "prefect", free_port()) as environment:
+            server = next(
+                child for child in psutil.Process().children() if "server" in " ".join(child.cmdline())
+            )
+            made = Lab(folder, {**environment, **own}, server)
+            try:
+                yield made
+            finally:
+                made.stop_workers()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def used(process: psutil.Process) -> Usage:
+    """What a process and its descendants have used so far; of ended children what was waited for."""
+    total = Usage()
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            cpu = times.user + times.system + times.children_user + times.children_system
+            total += Usage(cpu, one.memory_info().rss, 1)
+    return total
+
+
+def until(done: Callable[[], bool], patience: float, every: float = 1.0) -> float | None:
+    """Wait until something is so; the seconds it took, None where patience ended first."""
+    began = time.monotonic()
+    while time.monotonic() - began < patience:
+        if done():
+            return time.monotonic() - began
+        time.sleep(every)
+    return None
+
+
+def pages(database: Path) -> int:
+    """Bytes in use in a SQLite file, those only in its write-ahead log too."""
+    import sqlite3
+
+    if not database.exists():
+        return 0
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)
+    try:
+        count, free, size = (
+            connection.execute(f"PRAGMA {word}").fetchone()[0]
+            for word in ("page_count", "freelist_count", "page_size")
+        )
+    finally:
+        connection.close()
+    return int((count - free) * size)

@@ -1,0 +1,119 @@
+"""How soon a failure is detected and answered while many guards run, and whether any is answered twice or never.
+
+python -m benchmarks.latency [guards]
+
+The simulated cluster writes down when each job really failed and when a restart really arrived; the ledger
+says when each guard noticed and what it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from benchmarks.density import PATIENCE, STEADY, fleet, running
+from benchmarks.lab import Lab, lab, until
+from trainguard.ledger.ledger import Ledger
+
+FAILURES = 100
+"""About so many, spread over the window."""
+LAST_ANSWERS = 40.0
+"""Seconds after the window in which what failed at its end is still answered."""
+
+
+def run(guards: int = 1000, window: float = 150.0) -> dict[str, Any]:
+    """Let jobs fail under so many guards; seconds."""
+    with lab() as lab_:
+        journal = lab_.folder / "journal"
+        healthy = guards / 4 + 30.0
+        settings = fleet(
+            guards,
+            journal=str(journal),
+            healthy_seconds=healthy,
+            fault_seconds=guards * window / FAILURES,
+            faults=["nccl"],
+            step_seconds=0.5,
+        )
+        parameters = {"cadence": STEADY, "policy": {"preset": "autonomous"}}
+        lab_.start_worker("guards", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
+        asking = lab_.begin("guards", {"fleet": settings, "runs": guards, "parameters": parameters})
+        started = until(lambda: running(lab_) >= guards, PATIENCE, every=3.0)
+        asking.wait(60)
+        began = time.time()
+        time.sleep(window)
+        ended = time.time()
+        time.sleep(LAST_ANSWERS)
+        happened = [json.loads(line) for line in journal.read_text().splitlines()]
+        found = asyncio.run(_answers(lab_))
+        return {
+            "guards": guards,
+            "all_started": started is not None,
+            "window_s": round(window),
+            "poll_s": settings["poll_seconds"],
+            **compared(happened, found, began, ended),
+            "trouble": lab_.trouble()[:20],
+        }
+
+
+async def _answers(lab_: Lab) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """All incidents by the job and incarnation that they answer."""
+    answers: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    async with await Ledger.open(lab_.environment["TRAINGUARD_LEDGER_URL"]) as ledger:
+        for job in await ledger.jobs():
+            for incident in await ledger.incidents(job.key):
+                token = incident.incarnation.token if incident.incarnation else ""
+                answers.setdefault((job.ref.id, token.rpartition(".")[2]), []).append(
+                    {"detected": incident.detected_at, "state": incident.state.value}
+                )
+    return answers
+
+
+def compared(
+    happened: list[dict[str, Any]],
+    answers: dict[tuple[str, str], list[dict[str, Any]]],
+    began: float,
+    ended: float,
+) -> dict[str, Any]:
+    """Put what happened beside what the guards made of it."""
+    restarts = Counter((line["job"], str(line["run"])) for line in happened if line["event"] == "restart")
+    issued = {(line["job"], str(line["run"])): line["at"] for line in happened if line["event"] == "restart"}
+    detection, restart, lost, unseen = [], [], 0, 0
+    for line in happened:
+        if line["event"] != "failed" or not began <= line["at"] <= ended:
+            continue
+        key = (line["job"], str(line["run"]))
+        seen = answers.get(key, [])
+        unseen += not seen
+        lost += key not in issued
+        if seen:
+            detection.append(seen[0]["detected"] - line["at"])
+        if seen and key in issued:
+            restart.append(issued[key] - seen[0]["detected"])
+    return {
+        "failures": len(detection) + unseen,
+        "detection_s": spread(detection),
+        "detection_to_restart_s": spread(restart),
+        "duplicate_restarts": sum(count - 1 for count in restarts.values()),
+        "duplicate_incidents": sum(len(found) - 1 for found in answers.values()),
+        "lost_recoveries": lost,
+        "states": dict(Counter(one["state"] for found in answers.values() for one in found)),
+    }
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and maximum."""
+    if not seconds:
+        return {}
+    ordered = sorted(seconds)
+    at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+    return {
+        name: round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 2) for name, part in at.items()
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(int(sys.argv[1]) if len(sys.argv) > 1 else 1000), indent=1))
