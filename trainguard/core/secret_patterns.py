@@ -23,7 +23,7 @@ class SecretPattern(NamedTuple):
 _ESC = r"(?:\x1b\[[0-9;]{0,16}m)*+"
 """Colour codes may stand anywhere around a separator."""
 _SEPARATOR = (
-    rf"""{_ESC}\\{{0,8}}["'\]]{{0,2}}{_ESC}[ \t]{{0,32}}(?:=>|:=|=(?!=)|:(?!:)){_ESC}[ \t]{{0,32}}{_ESC}"""
+    rf"""{_ESC}\\{{0,8}}["'\]]{{0,2}}{_ESC}[ \t]{{0,32}}(?:=>|:=|=(?!=)|:(?![:=])){_ESC}[ \t]{{0,32}}{_ESC}"""
 )
 _QUOTED = r"""(?:[A-Za-z_]{0,16}\(?)\\{0,8}(?:"(?:[^"\\\n]|\\[^\n])*+"?|'(?:[^'\\\n]|\\[^\n])*+'?)"""
 _ESCAPED_QUOTED = r"""\\{1,8}["'][^"'\\\n]*+"""
