@@ -1,16 +1,23 @@
-"""`make bench` runs every measurement, `make bench BENCH=name` one; results go to benchmarks/results.json."""
+"""`make bench` runs every measurement, `make bench BENCH=name` one.
+
+Prints a table, merges the results into benchmarks/results.json and writes docs/benchmarks.md from it.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import facts
+from benchmarks.report import NAMES, page, table
+
 HERE = Path(__file__).parent
-NAMES = ("scan", "slurm_poll", "kubernetes_watch")
-"""The last two need their labs running (tests/labs/<lab>/up.sh) and its facts in the environment."""
+RESULTS = HERE / "results.json"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 
 def main() -> int:
@@ -20,13 +27,26 @@ def main() -> int:
     if unknown:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    results = HERE / "results.json"
-    known: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {}
     for name in wanted:
-        known[name] = import_module(f"benchmarks.{name}").run()
-        print(json.dumps({name: known[name]}, indent=2), flush=True)
-    results.write_text(json.dumps(known, indent=2) + "\n")
+        began = time.monotonic()
+        before = facts()
+        found = import_module(f"benchmarks.{name}").run()
+        result = {**found, "on": {**before, "took_s": round(time.monotonic() - began)}}
+        known = _written(name, result)
+        print(table(name, result), flush=True)
+    if not wanted:
+        return 0
+    PAGE.write_text(page(known))
     return 0
+
+
+def _written(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Merge one result in; a measurement that could not run here replaces none that could."""
+    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if "skipped" not in result or name not in known:
+        known[name] = result
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    return known
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def guards(count: int, window: float) -> dict[str, Any]:
     """Start so many guards, then watch them for `window` seconds."""
     with lab() as lab_:
         began = time.monotonic()
-        lab_.start_worker("guards", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
+        lab_.start_worker("guards", "trainguard", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
         asking = lab_.begin(
             "guards", {"fleet": fleet(count), "runs": count, "parameters": {"cadence": STEADY}}
         )
@@ -100,7 +100,7 @@ def baseline(runs: int, window: float) -> dict[str, Any]:
     """The stock worker, a process for each run; what the idle worker and server use is taken off."""
     with lab() as lab_:
         lab_.client("naive", {"runs": 0, "parameters": {}})
-        lab_.start_worker("naive")
+        lab_.start_worker("naive", "process")
         time.sleep(SETTLE)
         idle = watched(lab_, 20.0, 1)
         base = lab_.used_by_workers()

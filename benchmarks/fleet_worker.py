@@ -15,6 +15,7 @@ from prefect.cli import app
 
 from trainguard.testing.simulated import CLUSTERS
 from trainguard.testing.simulated_fleet import SimulatedFleet
+from trainguard.worker import GuardWorker
 
 EVERY = 1.0
 
@@ -32,6 +33,7 @@ def _count(file: Path) -> None:
 
 
 def main() -> None:
+    assert GuardWorker.type == "trainguard", "starting a worker needs its class"
     assert SimulatedFleet.get_block_type_slug() == "simulated-fleet", "loading a block needs its class"
     threading.Thread(target=_count, args=(Path(sys.argv.pop(1)),), daemon=True).start()
     app()

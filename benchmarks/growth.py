@@ -41,7 +41,7 @@ def baseline() -> dict[str, Any]:
     """Bytes a poll of the naive flow under the stock worker, and a day's worth of them."""
     with lab() as lab_:
         lab_.client("naive", {"runs": 0, "parameters": {}})
-        lab_.start_worker("naive")
+        lab_.start_worker("naive", "process")
         before = lab_.sizes()["prefect"]
         lab_.client("naive", {"runs": 1, "parameters": {"every": 0.05, "polls": POLLS}})
         until(lambda: lab_.client("states", {}).get("COMPLETED", 0) == 1, 200.0, every=2.0)

@@ -68,10 +68,10 @@ class Lab:
         ):
             return subprocess.Popen(command, env=self.env(), cwd=ROOT, stdout=out, stderr=err)
 
-    def start_worker(self, pool: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a worker for a pool."""
+    def start_worker(self, pool: str, kind: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start a worker of a type for a pool."""
         counts = self.folder / f"counts-{len(self.workers)}.json"
-        words = ["worker", "start", "--pool", pool, "--name", f"{pool}-{len(self.workers)}"]
+        words = ["worker", "start", "--type", kind, "--pool", pool, "--name", f"{pool}-{len(self.workers)}"]
         command = [sys.executable, "-m", "benchmarks.fleet_worker", str(counts), *words]
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
             worker = subprocess.Popen(

@@ -39,7 +39,7 @@ def run(guards: int = 1000, window: float = 150.0) -> dict[str, Any]:
             step_seconds=0.5,
         )
         parameters = {"cadence": STEADY, "policy": {"preset": "autonomous"}}
-        lab_.start_worker("guards", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
+        lab_.start_worker("guards", "trainguard", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
         asking = lab_.begin("guards", {"fleet": settings, "runs": guards, "parameters": parameters})
         started = until(lambda: running(lab_) >= guards, PATIENCE, every=3.0)
         asking.wait(60)
