@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlo
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS, temporary_settings
 
-from tests.flows.simulation import QUICK, Simulation, SimulatedClusterBlock, until
+from tests.flows.simulation import QUICK, SimulatedClusterBlock, Simulation, until
 from trainguard.core.policy import Policy, Preset
 from trainguard.flows.guard import guard
 from trainguard.worker import GuardWorker

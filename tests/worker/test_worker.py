@@ -121,13 +121,11 @@ async def test_the_trouble_of_one_guard_is_told_and_is_not_the_others(
     assert "the guard itself is broken" in (state.message or "")
 
 
-async def test_parameters_that_fit_no_guard_fail_with_the_reason(pool: Pool) -> None:
-    async with get_client() as client:
-        assert pool.deployment is not None
-        run = (await client.create_flow_run_from_deployment(pool.deployment, parameters={"cluster": 7})).id
+async def test_a_cluster_that_nobody_knows_fails_with_the_reason(pool: Pool) -> None:
+    run = await pool.guard(Simulation(), cluster="simulated-cluster/nowhere")
     async with pool.worker():
-        state = await reached(run, "Failed", "Crashed")
-    assert "parameters" in (state.message or "")
+        state = await reached(run, "Refused", "Failed", "Crashed")
+    assert state.is_failed() and "there is no block" in (state.message or "")
 
 
 async def test_a_flows_own_timeout_is_shown_as_such(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +160,9 @@ async def test_a_question_is_handed_over_and_asked_and_answered_once(pool: Pool)
         await reached(run, "AwaitingApproval")
     assert await _all_final(run)
     async with pool.worker():
-        question = await until(lambda: _asked_again(simulation, before.flow_run_id), "the question asked again")
+        question = await until(
+            lambda: _asked_again(simulation, before.flow_run_id), "the question asked again"
+        )
         assert (question.id, question.deadline) == (before.id, before.deadline)
         await until(lambda: _paused(question.flow_run_id), "the pause")
         await aresume_flow_run(
@@ -218,7 +218,9 @@ async def test_a_suspended_guard_stops_and_goes_on_when_resumed(pool: Pool) -> N
     async with pool.worker():
         await reached(run, "Enabled")
         async with get_client() as client:
-            await client.set_flow_run_state(run, Paused(name="Suspended", reschedule=True, timeout_seconds=600))
+            await client.set_flow_run_state(
+                run, Paused(name="Suspended", reschedule=True, timeout_seconds=600)
+            )
         await until(lambda: _free(simulation), "the lease freed")
         assert (await state_of(run)).name == "Suspended"
         await aresume_flow_run(run)
