@@ -41,13 +41,14 @@ def guards(count: int, window: float) -> dict[str, Any]:
             "guards", {"fleet": fleet(count), "runs": count, "parameters": {"cadence": STEADY}}
         )
         started = until(lambda: running(lab_) >= count, PATIENCE, every=3.0)
+        took = time.monotonic() - began
         asking.wait(60)
         states = lab_.client("states", {})
         time.sleep(SETTLE)
         result = watched(lab_, window, count)
         return {
             "guards": count,
-            "all_started_s": None if started is None else round(time.monotonic() - began - SETTLE - window),
+            "all_started_s": None if started is None else round(took),
             "states": states,
             "states_at_the_end": lab_.client("states", {}),
             "trouble": lab_.trouble()[:20],

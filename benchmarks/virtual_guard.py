@@ -16,6 +16,7 @@ import psutil
 from trainguard.core.policy import Policy, Preset
 from trainguard.flows.guard import guard
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.prefect_view import cancellation_is_watched
 from trainguard.testing.simulated_clock import VirtualClock
 from trainguard.testing.simulated_fleet import DAY, SimulatedFleet
 
@@ -94,6 +95,7 @@ def main(days: float, poll: float, fault_days: float) -> None:
         healthy_seconds=DAY,
         virtual=True,
     )
+    cancellation_is_watched()  # by whoever started this; as under the worker
     done = asyncio.run(stand_guard(fleet, days, sample))
     sample(days)
     print(json.dumps(done), flush=True)
