@@ -5,10 +5,10 @@ from __future__ import annotations
 from prefect import flow
 
 from trainguard.core.incident import IncidentState
-from trainguard.tasks.act import durably
 from trainguard.tasks.advise import ask_advisor
 from trainguard.tasks.collect import collect_evidence, find_root_cause
 from trainguard.tasks.context import current_guard
+from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident
 from trainguard.tasks.report import show_incident_report
 from trainguard.tasks.subflow import steps
@@ -29,7 +29,7 @@ async def diagnose(incident_id: str, job_name: str) -> None:
 
 async def _diagnose(incident_id: str) -> None:
     context = current_guard()
-    incident = await the_incident(context, incident_id)
+    incident = await durably(the_incident, context, incident_id)
     evidence = await collect_evidence(incident)
     found = await find_root_cause(incident, evidence)
     found = await ask_advisor(incident, found, evidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from trainguard.core.errors import (
     AccessRefusedError,
     ConfigError,
     LeaseHeldError,
+    LeaseLostError,
+    LedgerUnavailableError,
     NotFoundError,
     UnreachableError,
 )
@@ -29,6 +32,7 @@ from trainguard.flows.diagnose import diagnose
 from trainguard.flows.recover import recover
 from trainguard.tasks.check import check_job
 from trainguard.tasks.context import GuardContext
+from trainguard.tasks.durable import RETRY_SECONDS
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
 from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, show_status, tag_run
@@ -84,6 +88,8 @@ async def guard(
         return Failed(name="CredentialError", message=_with_remedy(problem))
     except (LeaseHeldError, ConfigError) as problem:
         return Failed(name="Refused", message=_with_remedy(problem))
+    except LeaseLostError as problem:
+        return Cancelled(name="Fenced", message=str(problem))
     except GuardCancelledError:
         return Cancelled(message="cancelled in Prefect; the job goes on")
 
@@ -96,6 +102,18 @@ async def _stand_guard(
     context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
 ) -> State[Any]:
     await tag_run(context.flow_run_id, context.tags)
+    while True:
+        try:
+            return await _watch(context, cadence, deadline, checks_a_run)
+        except LedgerUnavailableError as problem:
+            # As after a crash: what is on record is gone on with. No clock runs out meanwhile.
+            logger.warning("the ledger can't be used: %s", problem)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _watch(
+    context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
+) -> State[Any]:
     await _show(context, "Enabled")
     for incident_id in await unfinished_incidents(context):
         await _handle(context, incident_id)
@@ -103,6 +121,7 @@ async def _stand_guard(
         signals = await check_job(context)
         await tell_signals(context, signals)
         opened = await open_incident(context, signals)
+        context.unanswered.clear()
         if opened is not None:
             await _handle(context, opened)
             continue
@@ -129,8 +148,8 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
 
 
 async def _end(context: GuardContext, outcome: str) -> State[Any]:
-    context.status = "Completed"
     await context.ledger.set_job_status(context.job.key, "Completed", outcome, context.clock(), context.lease)
+    context.status = "Completed"
     # Prefect's own patience is a minute; a run whose end it never heard of would look alive for ever.
     await prefect_is_back(LAST_PATIENCE)
     await tidy_up(context)
@@ -140,6 +159,6 @@ async def _end(context: GuardContext, outcome: str) -> State[Any]:
 
 async def _show(context: GuardContext, status: str) -> None:
     if context.status != status:
-        context.status = status
         await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
+        context.status = status
     await show_status(context, status)

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 from trainguard.core.action import Outcome, OutcomeStatus
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident, IncidentState
-from trainguard.tasks.act import act_all, durably
+from trainguard.tasks.act import act_all
 from trainguard.tasks.ask import (
     ApprovalForm,
     as_approved,
@@ -22,6 +22,7 @@ from trainguard.tasks.ask import (
 )
 from trainguard.tasks.context import current_guard
 from trainguard.tasks.decide import make_plan, nothing_to_do
+from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident, the_plan
 from trainguard.tasks.prefect_view import show_status
 from trainguard.tasks.report import approval_text, show_incident_report
@@ -44,36 +45,36 @@ async def recover(incident_id: str, job_name: str) -> None:
 
 async def _recover(incident_id: str) -> None:
     context = current_guard()
-    incident = await the_incident(context, incident_id)
+    incident = await durably(the_incident, context, incident_id)
     while not incident.state.closed:
         incident = await _STEPS[incident.state](incident)
         await durably(context.ledger.update_incident, context.lease, incident)
         await show_incident_report(incident.id)
-    await tell_closed(incident)
+    await durably(tell_closed, incident)
 
 
 async def _decide(incident: Incident) -> Incident:
-    plan = await make_plan(incident)
+    plan = await durably(make_plan, incident)
     if plan.verdict is Verdict.RUN:
         return incident.advanced(IncidentState.ACTING)
     if plan.verdict is Verdict.ASK:
         return incident.advanced(IncidentState.AWAITING_APPROVAL)
     refused = next((step.basis for step in plan.steps if step.verdict is Verdict.REFUSE), "")
-    return _closed(incident, IncidentState.UNRECOVERABLE, refused or await nothing_to_do(incident))
+    return _closed(incident, IncidentState.UNRECOVERABLE, refused or await durably(nothing_to_do, incident))
 
 
 async def _ask(incident: Incident) -> Incident:
     context = current_guard()
-    plan = await the_plan(context, incident.id)
+    plan = await durably(the_plan, context, incident.id)
     await show_status(context, "AwaitingApproval", f"incident {incident.id}")
     request_id = f"{incident.id}-{incident.attempt}"
-    answer = await earlier_answer(context, request_id)
+    answer = await durably(earlier_answer, context, request_id)
     if answer is None:
         run_id = flow_run.id or context.flow_run_id
         request = await put_question(
             context, incident, plan, run_id, key=f"{request_id}-{context.lease.number}"
         )
-        await tell_asked(incident, request)
+        await durably(tell_asked, incident, request)
         answer = await _paused_until_answered(incident, request)
     if answer is None:
         return _closed(incident, IncidentState.DISMISSED, "the job moved on before anybody answered")
@@ -105,7 +106,7 @@ async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -
 
 async def _act(incident: Incident) -> Incident:
     context = current_guard()
-    plan = await the_plan(context, incident.id)
+    plan = await durably(the_plan, context, incident.id)
     outcomes = await act_all(incident, plan)
     failed = [outcome for outcome in outcomes if outcome.status is not OutcomeStatus.DONE]
     restart = next((i for i, step in enumerate(plan.steps) if step.action.kind.restarts), None)

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.decision import Intent, Plan
-from trainguard.core.errors import AccessRefusedError, LedgerUnavailableError, RefusedError, UnreachableError
+from trainguard.core.errors import (
+    AccessRefusedError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
 from trainguard.core.incident import Incident
+from trainguard.core.observation import Liveness
 from trainguard.core.planning import finds_its_own_checkpoint, stale
+from trainguard.schedulers.sharing import answered
+from trainguard.tasks.check import take_in
 from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.durable import RETRY_SECONDS, durably
+from trainguard.tasks.duty import hold_on
 from trainguard.tasks.script import perform_script, what_became
+from trainguard.tasks.tell import tell_signals
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 5.0
-T = TypeVar("T")
+JUST_NOW = 5.0
+"""Seconds for which a last look at the job counts; older, it is looked at once more."""
+TRIES = 10
+"""How often an action is tried that provably did not happen, because the cluster could not be reached."""
+GONE_SECONDS = 1800.0
+"""So long a job that its scheduler suddenly does not know is waited for before an action is given up."""
+PERFORM_SECONDS = 900.0
+FIND_SECONDS = 300.0
 
 
 def fence_of(context: GuardContext, incident: Incident, number: int) -> Fence:
@@ -35,61 +50,85 @@ async def act(incident: Incident, action: Action, number: int) -> Outcome:
     """Do one planned action at most once, whatever died before. Waits while the truth can't be told."""
     context = current_guard()
     fence = fence_of(context, incident, number)
-    for record in await context.ledger.intents(incident.id):
+    for record in await durably(context.ledger.intents, incident.id):
         if record.intent.fence.token != fence.token:
             continue
         if record.outcome is not None and record.outcome.status is not OutcomeStatus.UNKNOWN:
             return record.outcome
         found = await _find_out(context, record.intent)
         if found is None:
-            return await _perform(context, incident, action, fence)
+            return await _perform(context, incident, record.intent)
         await durably(context.ledger.write_outcome, context.lease, found)
         return found
     why = await _why_not(context, incident, action)
     if why:
         return Outcome(fence=fence.token, status=OutcomeStatus.REFUSED, at=context.clock(), detail=why)
+    looked_at = context.clock()
+    # While the ledger was away the lease may have run out; nobody else having taken it, it is still ours.
+    await durably(hold_on, context)
     intent = Intent(fence=fence, job_key=context.job.key, action=action, at=context.clock())
     await durably(context.ledger.write_intent, context.lease, intent)
-    return await _perform(context, incident, action, fence, checked=True)
+    return await _perform(context, incident, intent, looked_at)
 
 
 async def _perform(
-    context: GuardContext, incident: Incident, action: Action, fence: Fence, *, checked: bool = False
+    context: GuardContext, incident: Incident, intent: Intent, looked_at: float = 0.0
 ) -> Outcome:
-    why = "" if checked else await _why_not(context, incident, action)
-    outcome = await _try(context, action, fence, why)
-    if outcome.status is OutcomeStatus.UNKNOWN:
-        intent = Intent(fence=fence, job_key=context.job.key, action=action, at=context.clock())
+    """Act on an intent that is on record; again only where the scheduler is sure that it did not happen."""
+    tries = 0
+    while True:
+        just_looked = 0 <= context.clock() - looked_at < JUST_NOW
+        why = "" if just_looked else await _why_not(context, incident, intent.action)
+        outcome = await _try(context, intent, why)
+        if outcome.status is not OutcomeStatus.UNKNOWN:
+            break
         found = await _find_out(context, intent)
-        detail = f"{outcome.detail}; it did not happen"
-        outcome = found or outcome.model_copy(update={"status": OutcomeStatus.REFUSED, "detail": detail})
+        if found is not None:
+            outcome = found
+            break
+        tries, looked_at = tries + 1, 0.0
+        if tries == TRIES:
+            detail = f"{outcome.detail}; it did not happen, in {tries} attempts"
+            outcome = outcome.model_copy(update={"status": OutcomeStatus.REFUSED, "detail": detail})
+            break
+        logger.warning("%s did not happen and is tried again: %s", intent.action.kind, outcome.detail)
+        await asyncio.sleep(min(RETRY_SECONDS * 2**tries, 60.0))
     await durably(context.ledger.write_outcome, context.lease, outcome)
     return outcome
 
 
-async def _try(context: GuardContext, action: Action, fence: Fence, why_not: str) -> Outcome:
-    status, detail = OutcomeStatus.REFUSED, why_not
+async def _try(context: GuardContext, intent: Intent, why_not: str) -> Outcome:
+    status, detail, action, fence = OutcomeStatus.REFUSED, why_not, intent.action, intent.fence
     if not why_not:
-        # The lease is asked for once more at the last moment: a frozen guard wakes up fenced off.
-        await context.ledger.check_lease(context.lease)
+        # The lease is asked for once more at the last moment: a frozen guard wakes up fenced off. Whoever is
+        # frozen after this acts under a fence that its successor uses too, and which the scheduler obeys once.
+        await durably(context.ledger.check_lease, context.lease)
         try:
             if action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
                 return await perform_script(context, action, fence)
-            return await context.scheduler.perform(context.job, action, fence)
+            return await answered(context.scheduler.perform(context.job, action, fence), PERFORM_SECONDS)
         except (RefusedError, AccessRefusedError) as problem:
             detail = str(problem)
-        except UnreachableError as problem:
+        except (UnreachableError, NotFoundError) as problem:
             status, detail = OutcomeStatus.UNKNOWN, str(problem)
     return Outcome(fence=fence.token, status=status, at=context.clock(), detail=detail)
 
 
 async def _why_not(context: GuardContext, incident: Incident, action: Action) -> str:
-    """Look at the job once more, right before: is it still the incarnation that was diagnosed?"""
+    """Look at the job once more, right before: is it still the incarnation that was diagnosed?
+
+    A job that can't be seen, or that its scheduler suddenly does not know, is waited for.
+    """
+    gone_since: float | None = None
     while True:
         seen = await context.watch.fresh(context.job.ref)
         why = stale(incident, action, seen)
-        if why and seen.liveness == "unknown":
-            logger.warning("%s waits: %s", action.kind, why)
+        now = context.clock()
+        gone_since = (gone_since or now) if seen.liveness is Liveness.GONE else None
+        gone = gone_since is not None and now - gone_since < GONE_SECONDS
+        if why and (gone or seen.liveness is Liveness.UNKNOWN):
+            logger.info("%s waits: %s", action.kind, why)
+            await tell_signals(context, await take_in(context, seen))
             await asyncio.sleep(RETRY_SECONDS)
             continue
         return why
@@ -101,22 +140,12 @@ async def _find_out(context: GuardContext, intent: Intent) -> Outcome | None:
         return await what_became(context, intent)
     while True:
         try:
-            found = await context.scheduler.find(context.job, intent.fence)
-        except (UnreachableError, AccessRefusedError) as problem:
+            found = await answered(context.scheduler.find(context.job, intent.fence), FIND_SECONDS)
+        except (UnreachableError, AccessRefusedError, NotFoundError) as problem:
             logger.warning("what became of %s can't be told yet: %s", intent.fence.token, problem)
             await asyncio.sleep(RETRY_SECONDS)
             continue
         return found
-
-
-async def durably(write: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Write to the ledger however long it is away: what is not written is not done."""
-    while True:
-        try:
-            return await write(*arguments)
-        except LedgerUnavailableError as problem:
-            logger.warning("the ledger can't be written yet: %s", problem)
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _needed(kind: ActionKind, context: GuardContext) -> bool:

@@ -19,9 +19,9 @@ from trainguard.core.incident import Incident
 from trainguard.core.observation import Liveness
 from trainguard.core.planning import stale
 from trainguard.core.sizes import parse_size
-from trainguard.tasks.act import durably
 from trainguard.tasks.check import look
 from trainguard.tasks.context import GuardContext
+from trainguard.tasks.durable import durably
 from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ async def wait_for_answer(
     Gives None where the question has lost its object: the job moved on by itself.
     """
     while True:
-        answer = await context.ledger.answer_of(request.id)
+        answer: ApprovalAnswer | None = await durably(context.ledger.answer_of, request.id)
         if answer is not None:
             return answer
         form = pause.result() if pause.done() else await _form_in_prefect(context, request.id)
@@ -189,7 +189,7 @@ async def wait_for_answer(
 
 
 async def _form_in_prefect(context: GuardContext, request_id: str) -> ApprovalForm | None:
-    request = await context.ledger.request(request_id)
+    request: ApprovalRequest | None = await durably(context.ledger.request, request_id)
     return None if request is None else await stored_form(request.flow_run_id, request.keyset)
 
 

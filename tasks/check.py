@@ -13,6 +13,7 @@ from trainguard.core.health import assess
 from trainguard.core.observation import Observation
 from trainguard.core.progress import Reading, read_progress, restarted
 from trainguard.core.signal import Signal
+from trainguard.schedulers.sharing import answered
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.duty import remember_later
 from trainguard.tasks.report import line_of, show_guard_page
@@ -25,6 +26,7 @@ SHOW_SECONDS = 1700.0
 YOUNG_SECONDS = 3600.0
 """Every check of a new incarnation is shown for so long."""
 LOG_BYTES_A_LOOK = 1_000_000
+LOG_ANSWER_SECONDS = 120.0
 LOG_SECONDS = 10.0
 """A log is read this often between checks: what a scheduler can't see (a NaN) is seen in it."""
 
@@ -35,6 +37,7 @@ async def check_job(context: GuardContext) -> tuple[Signal, ...]:
     if not _as_shown(context):
         return await check()
     signals = await look(context, read_log=True)
+    context.unanswered.extend(signals)
     await record(context)
     if signals:
         await _show(context)
@@ -61,8 +64,9 @@ async def check() -> tuple[Signal, ...]:
     context = current_guard()
     news, context.news = context.news, False
     fresh = () if news else await look(context, read_log=True)
-    signals = (*context.unanswered, *fresh)
-    context.unanswered.clear()
+    # Kept until the guard has answered them: a signal is given once, and the ledger may be away just now.
+    context.unanswered.extend(fresh)
+    signals = tuple(context.unanswered)
     await record(context)
     await _show(context)
     return signals
@@ -89,9 +93,11 @@ async def take_in(
 ) -> tuple[Signal, ...]:
     """Fold one observation, and the log where it is due, into what is known of the job."""
     before, now = context.observation, context.clock()
-    if _is_new_incarnation(before, observation):
+    began = _began(before, observation)
+    if began and before is not None:
         await read_new_log(context)
         context.reading = restarted(context.reading)
+    if began:
         context.started_at = now
     changed = before is None or before.liveness is not observation.liveness
     due = now - context.log_read_at >= LOG_SECONDS if read_log is None else read_log
@@ -104,7 +110,8 @@ async def take_in(
     return signals
 
 
-def _is_new_incarnation(before: Observation | None, now: Observation) -> bool:
+def _began(before: Observation | None, now: Observation) -> bool:
+    """Whether this incarnation is seen for the first time."""
     if now.incarnation is None:
         return False
     return before is None or before.incarnation is None or before.incarnation.token != now.incarnation.token
@@ -126,7 +133,9 @@ async def read_new_log(context: GuardContext) -> None:
     now = context.log_read_at = context.clock()
     try:
         while left > 0:
-            batch = await context.scheduler.logs(context.job, context.cursor, left)
+            batch = await answered(
+                context.scheduler.logs(context.job, context.cursor, left), LOG_ANSWER_SECONDS
+            )
             for chunk in batch.chunks:
                 left -= len(chunk.text)
                 context.reading = await _read(context, chunk.text, now)

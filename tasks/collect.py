@@ -19,9 +19,13 @@ from trainguard.core.masking import mask
 from trainguard.core.observation import LogSource
 from trainguard.core.signal_meaning import meaning_of
 from trainguard.core.verdict import Diagnosis, FaultClass
+from trainguard.schedulers.sharing import answered
 from trainguard.tasks.context import GuardContext, current_guard
 
 logger = logging.getLogger(__name__)
+
+COLLECT_SECONDS = 300.0
+"""Seconds that evidence, or a look at the checkpoints, may take; adapters give up sooner."""
 
 
 @task(name="collect evidence", cache_policy=NO_CACHE, persist_result=False)
@@ -30,7 +34,7 @@ async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
     context = current_guard()
     assert context.observation is not None
     try:
-        found = await context.scheduler.collect(context.job, context.observation)
+        found = await answered(context.scheduler.collect(context.job, context.observation), COLLECT_SECONDS)
     except SchedulerError as problem:
         found = [_unreadable(context, f"evidence could not be collected: {problem}")]
     found = [*found, *await _gate_evidence(context)]
@@ -62,7 +66,7 @@ async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
     """Ask the checkpoint gate what a restart could resume from; None where nothing could be learnt."""
     context = current_guard()
     try:
-        return await context.scheduler.checkpoints(context.job)
+        return await answered(context.scheduler.checkpoints(context.job), COLLECT_SECONDS)
     except SchedulerError as problem:
         logger.warning("the checkpoints of %s can't be looked at: %s", context.job.name, problem)
         return None
@@ -71,7 +75,7 @@ async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
 async def _gate_evidence(context: GuardContext) -> list[Evidence]:
     """What the checkpoint gate says of bad checkpoints, in a form that rules can read."""
     try:
-        found = await context.scheduler.checkpoints(context.job) or ()
+        found = await answered(context.scheduler.checkpoints(context.job), COLLECT_SECONDS) or ()
     except SchedulerError:
         return []
     lines = [

@@ -80,6 +80,11 @@ class GuardContext:
     shown_status: str = ""
     """The status that Prefect shows; empty where that is not known."""
     blind_since: float | None = None
+    fenced: str = ""
+    """Why this guard was stopped: another one owns the job."""
+    unrecorded_since: float | None = None
+    """Since when the ledger is away."""
+    unrecorded_told: bool = False
     subflows: set[asyncio.Task[None]] = field(default_factory=set)
     """Prefect's engines of this guard's subflows; one may outlive its steps while Prefect is away."""
 

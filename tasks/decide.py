@@ -15,9 +15,9 @@ from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
 from trainguard.core.planning import Situation, plan
 from trainguard.core.verdict import FaultClass
-from trainguard.tasks.act import durably
 from trainguard.tasks.collect import look_at_checkpoints
 from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.durable import durably
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,10 @@ from trainguard.tasks.context import (
     holder_is_dead,
     lease_holder,
 )
+from trainguard.tasks.durable import durably
 from trainguard.tasks.prefect_view import retire
 from trainguard.tasks.shared_ledger import shared_ledger
+from trainguard.tasks.tell import tell_record
 
 logger = logging.getLogger(__name__)
 
@@ -79,13 +81,13 @@ async def on_duty(
     _log_to_prefect()
     catalogue, handlers = await asyncio.to_thread(read_rules, rules)
     async with AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(shared_ledger())
-        known = await ledger.job_status(job.key)
+        ledger: Ledger = await durably(lambda: stack.enter_async_context(shared_ledger()))
+        known = await durably(ledger.job_status, job.key)
         watch = await stack.enter_async_context(shared_watch(cluster.make_scheduler, job.ref.scheduler, job))
         access = await _validated(watch.scheduler.validate(job), known_before=known is not None)
         clock = watch.scheduler.clock
-        await ledger.register_job(job, policy.model_dump_json(), clock())
-        lease = await _take_lease(ledger, job.key, flow_run_id, take_over, clock())
+        await durably(ledger.register_job, job, policy.model_dump_json(), clock())
+        lease = await durably(_take_lease, ledger, job.key, flow_run_id, take_over, clock())
         context = GuardContext(
             job=job,
             policy=policy,
@@ -100,13 +102,18 @@ async def on_duty(
             clock=clock,
             access=access,
         )
-        await _remember(context)
+        await durably(_remember, context)
         owner = asyncio.current_task()
         assert owner is not None
         renewing = asyncio.create_task(_keep_lease(context, owner))
         try:
             with guarding(context):
                 yield context
+        except asyncio.CancelledError:
+            if not context.fenced:
+                raise
+            owner.uncancel()
+            raise LeaseLostError(context.fenced) from None
         finally:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
@@ -157,18 +164,26 @@ async def remember_later(context: GuardContext) -> None:
     await context.ledger.save_cursor(context.job.key, context.cursor, context.lease)
 
 
+async def hold_on(context: GuardContext) -> None:
+    """Renew the lease. Raises LeaseLostError, LedgerUnavailableError."""
+    context.lease = await context.ledger.renew_lease(context.lease, context.clock(), LEASE_SECONDS)
+
+
 async def _keep_lease(context: GuardContext, owner: asyncio.Task[object]) -> None:
     """Renew the lease while the guard lives; cancel the guard once another owns the job."""
     while True:
         await asyncio.sleep(RENEW_SECONDS)
         try:
-            context.lease = await context.ledger.renew_lease(context.lease, context.clock(), LEASE_SECONDS)
-        except LeaseLostError:
+            await hold_on(context)
+            await tell_record(context, None)
+        except LeaseLostError as problem:
             logger.warning("another guard owns %s now: this one stops", context.job.key)
+            context.fenced = str(problem)
             owner.cancel("lease lost")
             return
         except LedgerUnavailableError as problem:
             logger.warning("the lease on %s could not be renewed yet: %s", context.job.key, problem)
+            await tell_record(context, problem)
 
 
 async def _let_go(context: GuardContext) -> None:

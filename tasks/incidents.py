@@ -10,9 +10,9 @@ from trainguard.core.decision import Plan
 from trainguard.core.incident import Incident
 from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal, SignalKind
-from trainguard.tasks.act import durably
 from trainguard.tasks.check import read_new_log
 from trainguard.tasks.context import GuardContext
+from trainguard.tasks.durable import durably
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from trainguard.core.decision import ApprovalRequest
+from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident
 from trainguard.core.plot import progress_plot
 from trainguard.core.report import (
@@ -18,20 +20,26 @@ from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.prefect_view import show_page
 from trainguard.tasks.records import incident_file
 
+logger = logging.getLogger(__name__)
+
 
 async def show_incident_report(incident_id: str) -> None:
     """Show or update the incident's report."""
     context = current_guard()
-    known = await incident_file(context.ledger, incident_id)
+    context.not_shown.add(incident_id)
+    try:
+        known = await incident_file(context.ledger, incident_id)
+    except LedgerUnavailableError as problem:
+        logger.info("the report of incident %s is shown later: %s", incident_id, problem)
+        return
     if known is None:
+        context.not_shown.discard(incident_id)
         return
     progress = context.reading.progress
     known = known.model_copy(update={"step_seconds": progress.step_seconds if progress else None})
     key, page = f"incident-{incident_id}", context.pages.get(incident_id, "")
     shown = await show_page(key, incident_report(known), page, f"incident of {context.job.name}")
-    if shown is None:
-        context.not_shown.add(incident_id)
-    else:
+    if shown is not None:
         context.pages[incident_id] = shown
         context.not_shown.discard(incident_id)
 
@@ -50,7 +58,11 @@ async def approval_text(incident: Incident, request: ApprovalRequest) -> str:
 
 async def show_guard_page(context: GuardContext) -> None:
     """Show or update the guard's page."""
-    incidents = await context.ledger.incidents(context.job.key, limit=20)
+    try:
+        incidents = await context.ledger.incidents(context.job.key, limit=20)
+    except LedgerUnavailableError as problem:
+        logger.info("the guard's page is shown later: %s", problem)
+        return
     view = GuardView(
         job=context.job,
         status=context.status,

@@ -14,6 +14,7 @@ from trainguard.core.signal import Signal
 from trainguard.tasks.check import look, record
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.prefect_view import stop_if_cancelled
+from trainguard.tasks.tell import tell_signals
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ async def verify(incident: Incident) -> Verified:
     deadline = since + context.policy.verify_deadline
     while True:
         signals = await look(context, read_log=True)
+        await tell_signals(context, signals)
         verified = judge(context, incident, signals)
         if verified is not None:
             context.unanswered.extend(verified.signals)

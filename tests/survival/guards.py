@@ -26,7 +26,7 @@ from trainguard.ledger.ledger import Ledger
 from trainguard.schedulers.local import LocalScheduler
 from trainguard.schedulers.local.starting import load_job
 from trainguard.supervisor import supervisor
-from trainguard.tasks import act, duty, prefect_view
+from trainguard.tasks import duty, prefect_view, tell
 
 QUICK = Cadence(settle=1, young=(1, 2), steady=2, uncertain=1, least=0.1)
 PLACES: dict[str, tuple[Any, str]] = {
@@ -44,13 +44,17 @@ def shorten(plan: dict[str, Any]) -> None:
     wanted = {
         "lease_seconds": (duty, "LEASE_SECONDS"),
         "renew_seconds": (duty, "RENEW_SECONDS"),
-        "retry_seconds": (act, "RETRY_SECONDS"),
+        "unrecorded_seconds": (tell, "UNRECORDED_SECONDS"),
         "blind_seconds": (health, "_BLIND_SECONDS"),
         "cancel_seconds": (prefect_view, "CANCEL_SECONDS"),
     }
     for name, (module, constant) in wanted.items():
         if name in plan:
             setattr(module, constant, plan[name])
+    if "retry_seconds" in plan:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("trainguard.") and hasattr(module, "RETRY_SECONDS"):
+                setattr(module, "RETRY_SECONDS", plan["retry_seconds"])  # noqa: B010 - modules have no such attribute
 
 
 def freeze_before(place: str, mark: Path) -> None:

@@ -202,14 +202,18 @@ class Scene:
 
     def __init__(self, folder: Path, server: Server) -> None:
         self.folder, self.server = folder, server
-        self.ledger_file = folder / "ledger.db"
-        self.ledger_url = f"sqlite:///{self.ledger_file}"
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in UNTOUCHED},
             **server.environment,
-            "TRAINGUARD_LEDGER_URL": self.ledger_url,
         }
         self._guards: list[subprocess.Popen[bytes]] = []
+        self.keep_ledger_in(folder)
+
+    def keep_ledger_in(self, folder: Path) -> None:
+        """Say where the ledger lies."""
+        self.ledger_file = folder / "ledger.db"
+        self.ledger_url = f"sqlite:///{self.ledger_file}"
+        self.environment["TRAINGUARD_LEDGER_URL"] = self.ledger_url
 
     async def trials(self, **presets: str | tuple[str, dict[str, Any]]) -> list[Trial]:
         """Start one job for each name, to be guarded under that preset."""

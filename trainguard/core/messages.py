@@ -27,6 +27,8 @@ class MessageKind(StrEnum):
     ENDED = "ended"
     BLIND = "blind"
     SIGHTED = "sighted"
+    UNRECORDED = "unrecorded"
+    RECORDED = "recorded"
 
 
 class Severity(StrEnum):
@@ -164,6 +166,31 @@ def sight_recovered(job: Job, *, at: float, blind_for: float, links: tuple[Link,
         title=f"Can see the job again: {job.name}",
         fields=(*_identity(job), ("Time", moment(at))),
         body=f"It could not be seen for {span(blind_for)}.",
+        links=links,
+    )
+
+
+def record_lost(job: Job, *, since: float, detail: str, links: tuple[Link, ...] = ()) -> Message:
+    """Tell that nothing can be put on record: the job is watched on, and nothing will be done to it."""
+    return Message(
+        kind=MessageKind.UNRECORDED,
+        severity=Severity.WARNING,
+        title=f"Can't keep records: {job.name}",
+        fields=(*_identity(job), ("Since", moment(since))),
+        body=f"{detail}\nThe job is watched on. Nothing will be done to it until it can be put on record first.",
+        commands=("trainguard doctor",),
+        links=links,
+    )
+
+
+def record_back(job: Job, *, at: float, lost_for: float, links: tuple[Link, ...] = ()) -> Message:
+    """Tell that records can be kept again. `lost_for` in seconds."""
+    return Message(
+        kind=MessageKind.RECORDED,
+        severity=Severity.GOOD,
+        title=f"Can keep records again: {job.name}",
+        fields=(*_identity(job), ("Time", moment(at))),
+        body=f"Nothing could be put on record for {span(lost_for)}.",
         links=links,
     )
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from trainguard.core.errors import SchedulerError
+from trainguard.core.errors import SchedulerError, UnreachableError
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.base import Scheduler, Wakes
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -136,6 +139,24 @@ class ClusterWatch:
             )
             seat.looks += 1
             seat.news.set()
+
+
+async def answered(call: Awaitable[T], seconds: float) -> T:
+    """Wait for a cluster's answer to one question. Raises SchedulerErrors only.
+
+    No answer in time is UnreachableError, and so is an adapter's bug or garbage that it can't read: both say
+    nothing about the job.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await call
+    except SchedulerError:
+        raise
+    except TimeoutError as silence:
+        raise UnreachableError(f"no answer within {seconds:.0f} s") from silence
+    except Exception as bug:
+        logger.exception("a cluster's answer could not be understood")
+        raise UnreachableError(f"{type(bug).__name__}: {bug}") from bug
 
 
 _Key = tuple[int, str, str]

@@ -1,0 +1,105 @@
+"""The ledger is locked, full or gone: nothing is done that is not on record, and nothing is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.survival.scene import HERE, Channel, Scene, Server, Trial, scene, until, until_there
+from trainguard.core.incident import IncidentState
+from trainguard.ledger.ledger import Ledger
+
+pytestmark = pytest.mark.timeout(600)
+AWAY = float(os.environ.get("TRAINGUARD_LEDGER_SECONDS", "15"))
+"""How long the ledger stays away."""
+QUICK: dict[str, Any] = {"renew_seconds": 1.0, "retry_seconds": 1.0, "unrecorded_seconds": 3.0}
+WAYS = ("locked", "full", "gone")
+
+
+@asynccontextmanager
+async def taken(how: str, ledger: Path) -> AsyncIterator[None]:
+    """Take the ledger away by another process."""
+    vandal = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(HERE / "vandal.py"),
+        how,
+        str(ledger),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert vandal.stdout is not None
+    assert await vandal.stdout.readline() == b"taken\n"
+    try:
+        yield
+    finally:
+        await vandal.communicate(b"\n")
+        assert vandal.returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that can be filled without harm."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs root to mount a small disk")
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this kernel does not let us mount a small disk")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+async def closed(stage: Scene, trial: Trial) -> bool | None:
+    """Whether the job's newest incident ended well."""
+    found = await stage.incidents(trial)
+    return (bool(found) and found[-1].state is IncidentState.RECOVERED) or None
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_without_a_ledger_nothing_is_done_and_afterwards_everything(
+    how: str, tmp_path: Path, mortal: Server, channel: Channel, request: pytest.FixtureRequest
+) -> None:
+    with scene(tmp_path, mortal) as stage:
+        if how == "full":
+            stage.keep_ledger_in(request.getfixturevalue("small_disk"))
+        trials = await stage.trials(early="autonomous", amid="autonomous", asked="assist")
+        early, amid, asked = trials
+        amid.tell("hold-collect")
+        process = stage.guard(*trials, tell=channel.url, **QUICK)
+        for trial in trials:
+            await stage.status(trial, "Enabled")
+        amid.tell("fail")
+        asked.tell("fail")
+        question = await stage.question(asked)
+        await until_there(amid.folder / "collecting", "the diagnosis")
+        async with taken(how, stage.ledger_file):
+            early.tell("fail")
+            (amid.folder / "hold-collect").unlink()
+            await mortal.click(question)
+            await asyncio.sleep(AWAY)  # nothing may happen: there is nothing to wait for
+            assert [trial.starts() for trial in trials] == [[0]] * 3
+            assert process.poll() is None
+            assert channel.count("Can't keep records") == 3
+        for trial in trials:
+            await until(lambda trial=trial: closed(stage, trial), f"{trial.name}: recovery")  # type: ignore[misc]
+            trial.tell("finish")
+            assert (await trial.ended())[3] == "succeeded, recovered 1 time"
+            assert len(trial.starts()) == 2
+            assert len(await stage.restarts(trial)) == 1
+        async with await Ledger.open(stage.ledger_url) as ledger:
+            answer = await ledger.answer_of(question.id)
+        assert answer is not None and (answer.by, answer.via) == ("uma", "ui")
+        assert channel.count("Can't keep records") == 3
+        assert channel.count("Can keep records again") == 3
