@@ -8,7 +8,9 @@ for package in "$@"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
-echo "slurm lab: installing ${missing[*]}" >&2
+exec 9>/run/lock/trainguard-labs # labs that start side by side install one after the other
+flock 9
+echo "lab: installing ${missing[*]}" >&2
 policy=/usr/sbin/policy-rc.d
 if [ ! -e $policy ]; then
   printf '#!/bin/sh\nexit 101\n' >$policy
