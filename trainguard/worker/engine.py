@@ -63,7 +63,7 @@ class _FreshKeys(dict[str, Any]):
 class GuardRunEngine(AsyncFlowRunEngine[..., Any]):
     """Runs one flow run. Differs from Prefect's own in four things.
 
-    Suspension is watched by the worker for all runs, without a thread for each. A resumed run goes on
+    Suspension and life are watched by the worker for all runs, without threads for each. A resumed run goes on
     instead of repeating what an earlier life was given. A coroutine stopped on purpose is no crash. And a
     guard whose job another one guards by now leaves the flow run's state to that one.
     """
@@ -71,6 +71,11 @@ class GuardRunEngine(AsyncFlowRunEngine[..., Any]):
     order: Order | None = None
     served_elsewhere: Callable[[], Awaitable[bool]] | None = None
     on_begun: Callable[[], None] | None = None
+
+    @property
+    def heartbeat_seconds(self) -> int | None:
+        """No heartbeat events: the lease says that the guard lives, and orphans are found by it."""
+        return None
 
     async def run(self) -> State[Any]:
         """Run to the end. As `prefect.flow_engine.run_flow_async` with `return_type="state"`."""
