@@ -13,7 +13,7 @@ from trainguard.core.evidence import EvidenceKind
 
 _BAD_END = re.compile(
     r"^(?:Traceback \(most recent call last\)|[\w.]*(?:Error|Exception)\b: |Fatal |FATAL|Segmentation fault|Killed\b|"
-    r"terminate called|E\d{3,4} \d\d:|\*\*\* SIG|Aborted|Bus error)|core dumped|\baborted\b|exit(?:ed with)? (?:code|status):? ?-?[1-9]"
+    r"terminate called|E\d{3,4} \d\d:|\*\*\* SIG|Aborted|Bus error)|core dumped|Traceback \(most recent call last\)|\baborted\b|exit(?:ed with)? (?:code|status):? ?-?[1-9]"
 )
 _ENOUGH = 0.75
 """From this confidence on nothing more is asked for."""

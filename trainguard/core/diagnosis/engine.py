@@ -6,17 +6,18 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-from trainguard.core.action import ActionKind, Scope
+from trainguard.core.action import ActionKind
 from trainguard.core.diagnosis import advice
 from trainguard.core.diagnosis.candidate import Candidate, gather
 from trainguard.core.diagnosis.matcher import Matcher
+from trainguard.core.diagnosis.remedy import ladder
 from trainguard.core.diagnosis.root import Ranking, confidence, rank
 from trainguard.core.diagnosis.rule import Catalogue
 from trainguard.core.diagnosis.scan import Hit, Scanned, scan
 from trainguard.core.diagnosis.stream import Stream
 from trainguard.core.diagnosis.suspects import Suspicion
 from trainguard.core.diagnosis.timeline import Timeline
-from trainguard.core.evidence import Citation, EvidenceKind
+from trainguard.core.evidence import Citation
 from trainguard.core.observation import Liveness, LogSource, Observation
 from trainguard.core.verdict import Diagnosis, FaultClass, Finding, SaidBy, Suspect
 
@@ -80,13 +81,16 @@ class Examination:
             transient=None if unknown else root.rule.transient,
             citations=self._citations(root),
             suspects=suspects,
-            actions=() if unknown else _allowed(root),
+            actions=() if unknown else ladder(root, self._stream_of(root)),
             consequences=self._findings([(c, "follows from the root") for c in self.ranking.consequences]),
             runners_up=self._findings(self.ranking.others),
             look_next=advice.look_next(root, sure, self.scanned),
             fingerprint=_fingerprint(root),
             code_location=_location(root),
         )
+
+    def _stream_of(self, root: Candidate) -> Scanned | None:
+        return None if root.first is None else self.scanned[root.first.stream]
 
     def _nothing(self, fault: FaultClass, why: str) -> Diagnosis:
         unknown = fault is FaultClass.UNKNOWN
@@ -160,17 +164,6 @@ class Examination:
             cited = None if why is None else self.cite(why)
             suspects.append(Suspect(rank=where.rank, node=node, device=where.device, why=cited))
         return tuple(suspects)
-
-
-_JOBS_WORDS = frozenset({EvidenceKind.LOG, EvidenceKind.STACKS})
-"""What the job itself can write."""
-_BEYOND_THE_JOB = frozenset({Scope.NODE, Scope.CLUSTER, Scope.MONEY})
-
-
-def _allowed(root: Candidate) -> tuple[ActionKind, ...]:
-    """The rule's ladder; nothing beyond the job where only the job's own words ask for it."""
-    trusted = bool(root.fact) or any(hit.stream_kind not in _JOBS_WORDS for hit in root.hits)
-    return tuple(a for a in root.rule.actions if trusted or a.scope not in _BEYOND_THE_JOB)
 
 
 def _sentence(root: Candidate, suspects: Sequence[Suspect]) -> str:
