@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from trainguard.core.incident import IncidentState
 from trainguard.tasks.advise import ask_advisor
@@ -21,10 +24,10 @@ from trainguard.tasks.tell import tell_opened
     persist_result=False,
     validate_parameters=False,
 )
-async def diagnose(incident_id: str, job_name: str) -> None:
+async def diagnose(incident_id: str, job_name: str) -> State[Any] | None:
     """Collect evidence, find the root cause, ask the model only where rules can't tell, publish the report."""
     del job_name  # only names the run
-    await steps(_diagnose(incident_id))
+    return await steps(_diagnose(incident_id))
 
 
 async def _diagnose(incident_id: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from trainguard.core.action import Outcome, OutcomeStatus
@@ -15,6 +17,7 @@ from trainguard.tasks.ask import (
     ApprovalForm,
     as_approved,
     earlier_answer,
+    name_the_overruled,
     pause_for_form,
     put_question,
     resume,
@@ -37,10 +40,10 @@ from trainguard.tasks.verify import verify
     persist_result=False,
     validate_parameters=False,
 )
-async def recover(incident_id: str, job_name: str) -> None:
+async def recover(incident_id: str, job_name: str) -> State[Any] | None:
     """Take an incident from where it stands to its end."""
     del job_name  # only names the run
-    await steps(_recover(incident_id))
+    return await steps(_recover(incident_id))
 
 
 async def _recover(incident_id: str) -> None:
@@ -77,7 +80,7 @@ async def _ask(incident: Incident) -> Incident:
         await durably(tell_asked, incident, request)
         answer = await _paused_until_answered(incident, request)
     if answer is None:
-        return _closed(incident, IncidentState.DISMISSED, "the job moved on before anybody answered")
+        return _closed(incident, IncidentState.DISMISSED, "the job moved on before an answer counted")
     if answer.answer is Answer.REFUSE:
         return _closed(
             incident, IncidentState.UNRECOVERABLE, f"refused by {answer.by} ({answer.via}) {answer.note}"
@@ -98,6 +101,7 @@ async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -
         if answer is not None and not pause.done():
             await resume(request, answer)
             await asyncio.wait({pause}, timeout=10)
+        await name_the_overruled(context, request, answer)
         return answer
     finally:
         pause.cancel()

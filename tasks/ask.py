@@ -22,7 +22,7 @@ from trainguard.core.sizes import parse_size
 from trainguard.tasks.check import look
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
-from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect
+from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect, stop_if_cancelled
 
 logger = logging.getLogger(__name__)
 
@@ -168,15 +168,20 @@ async def wait_for_answer(
 ) -> ApprovalAnswer | None:
     """Wait for the first of: an answer in the ledger, the form in Prefect, our deadline.
 
-    Gives None where the question has lost its object: the job moved on by itself.
+    Gives None where the question has lost its object: the job moved on by itself. Raises GuardCancelledError
+    where a person cancelled the guard: the question then stays open for the next one.
     """
+    refused: ApprovalForm | None = None
     while True:
         answer: ApprovalAnswer | None = await durably(context.ledger.answer_of, request.id)
         if answer is not None:
             return answer
         form = pause.result() if pause.done() else await _form_in_prefect(context, request.id)
-        if form is not None:
-            return await give(context, request, form, "ui")
+        if form is not None and form != refused:
+            answer = await give(context, request, form, "ui")
+            if answer is not None:
+                return answer
+            refused = form
         if context.clock() >= request.deadline:
             safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
             return await give(context, request, safe, "deadline")
@@ -185,7 +190,18 @@ async def wait_for_answer(
             return await give(context, request, refusal, "ui")
         if _lost_its_object(context, incident, request.plan):
             return None
+        await stop_if_cancelled(context)
         await _next_look(context, pause)
+
+
+async def name_the_overruled(
+    context: GuardContext, request: ApprovalRequest, answer: ApprovalAnswer | None
+) -> None:
+    """Say on the run's page that a form filled in there does not count, where another answer came first."""
+    form = await _form_in_prefect(context, request.id)
+    counts = answer is not None and (answer.by, answer.answer.value)
+    if form is not None and (form.decided_by, form.decision) != counts:
+        await give(context, request, form, "ui")
 
 
 async def _form_in_prefect(context: GuardContext, request_id: str) -> ApprovalForm | None:
@@ -240,6 +256,7 @@ __all__ = [
     "GuardCancelledError",
     "as_approved",
     "earlier_answer",
+    "name_the_overruled",
     "put_question",
     "wait_for_answer",
 ]

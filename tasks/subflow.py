@@ -11,11 +11,12 @@ from uuid import UUID
 
 from prefect import tags
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
 from trainguard.tasks.context import GuardContext
-from trainguard.tasks.prefect_view import AWAY, PATIENCE, prefect, prefect_answers
+from trainguard.tasks.prefect_view import AWAY, PATIENCE, GuardCancelledError, prefect, prefect_answers
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +36,26 @@ class _Stage:
 _stage: ContextVar[_Stage | None] = ContextVar("trainguard_stage", default=None)
 
 
-async def steps(work: Coroutine[Any, Any, None]) -> None:
-    """Do a subflow's work inside it, once, wherever it is called from."""
+async def steps(work: Coroutine[Any, Any, None]) -> State[Any] | None:
+    """Do a subflow's work inside it, once, wherever it is called from. Gives the run's end if it is a special one."""
     stage = _stage.get()
     if stage is None:
         await work
-        return
+        return None
     if stage.given_up:
         work.close()
-        return
+        return None
     # A tag on a task run makes Prefect's engine ask its server for a slot before every task.
     with TagsContext(current_tags=set()):
         stage.steps = asyncio.create_task(work)
     stage.begun.set()
     try:
         await stage.steps
+    except GuardCancelledError as cancelled:
+        return Cancelled(message=str(cancelled))
     finally:
         stage.steps.cancel()
+    return None
 
 
 async def run_subflow(context: GuardContext, wanted: Any, incident_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from tests.survival.scene import Channel
 from trainguard.blocks.notifier import SlackWebhook
 from trainguard.core import health
 from trainguard.core.action import Action, Fence, Outcome
+from trainguard.core.decision import Lease, Plan
 from trainguard.core.errors import UnreachableError
 from trainguard.core.incident import IncidentState
 from trainguard.core.job import Job, JobRef
@@ -23,9 +24,12 @@ from trainguard.core.observation import Liveness, LogBatch, Observation
 from trainguard.ledger.ledger import Ledger
 from trainguard.schedulers.sharing import ClusterWatch
 from trainguard.tasks import act, durable
-from trainguard.testing.simulated import CLUSTERS, Fault, FaultKind, SimulatedScheduler
+from trainguard.testing.simulated import CLUSTERS, FaultKind, SimulatedScheduler
 
-pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url", "short_times")
+pytestmark = [
+    pytest.mark.usefixtures("prefect_api", "ledger_url", "short_times"),
+    pytest.mark.timeout(600),
+]
 HANG = 3600.0
 
 
@@ -90,111 +94,138 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SimulatedClusterBlock, "make_scheduler", lambda self: FaultyScheduler(self.cluster))
 
 
-@pytest.fixture
-async def simulation(request: pytest.FixtureRequest) -> AsyncIterator[Simulation]:
-    """A job that fails at its 150th step, three seconds after its start."""
-    made = Simulation(Fault(FaultKind.NCCL, 150), total=100_000)
-    yield made
-    FaultyScheduler.faults = {}
-    CLUSTERS.pop(made.cluster.name)
+Trial = Callable[["Sight", str], Awaitable[None]]
 
 
-async def shown(simulation: Simulation, wanted: str) -> str | None:
-    """The name of the guard's state in Prefect, if it is the wanted one."""
-    async with await Ledger.open() as ledger:
-        lease = await ledger.lease(simulation.job.key)
-    if lease is None:
-        return None
-    async with get_client() as client:
-        state = (await client.read_flow_run(UUID(lease.holder.rpartition(":")[2]))).state
-    return state.name if state is not None and state.name == wanted else None
+class Sight:
+    """A job on a cluster of its own, its guard, and where its owner is told."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.simulation = Simulation(total=100_000)
+        self.cluster = self.simulation.cluster
+        self.channel = channel
+
+    def guard(self) -> asyncio.Task[Any]:
+        """Begin to guard the job."""
+        return self.simulation.guard(notifiers=[SlackWebhook(url=self.channel.url, allow_any_host=True)])
+
+    def told(self, title: str) -> int:
+        """How often the owner of this job was told so."""
+        return self.channel.count(f"{title}: {self.simulation.job.name}")
+
+    async def shown(self, wanted: str) -> bool | None:
+        """Whether the guard's state in Prefect has that name."""
+        async with await Ledger.open() as ledger:
+            lease = await ledger.lease(self.simulation.job.key)
+        if lease is None:
+            return None
+        async with get_client() as client:
+            state = (await client.read_flow_run(UUID(lease.holder.rpartition(":")[2]))).state
+        return (state is not None and state.name == wanted) or None
+
+    async def acting(self) -> bool | None:
+        """Whether an action is on record."""
+        found = await self.simulation.incidents()
+        async with await Ledger.open() as ledger:
+            return (bool(found) and bool(await ledger.intents(found[-1].id))) or None
+
+    async def recovered(self) -> bool | None:
+        """Whether the newest incident ended well."""
+        found = await self.simulation.incidents()
+        return (bool(found) and found[-1].state is IncidentState.RECOVERED) or None
+
+    async def finish(self, guarding: asyncio.Task[Any]) -> None:
+        """The job came back exactly once; its owner ends it."""
+        await until(self.recovered, "recovery", 120)
+        assert self.simulation.starts == 2
+        self.cluster.stop("job")
+        assert "recovered 1 time" in (await guarding).message
+        assert self.simulation.starts == 2
 
 
-async def recovered(simulation: Simulation) -> bool | None:
-    """Whether the newest incident ended well."""
-    found = await simulation.incidents()
-    return (bool(found) and found[-1].state is IncidentState.RECOVERED) or None
+async def try_all(trial: Trial, channel: Channel, faults: Sequence[str]) -> None:
+    """Try all faults at the same time, each on a job and a cluster of its own."""
+    clusters = []
+    try:
+        async with asyncio.TaskGroup() as trials:
+            for fault in faults:
+                sight = Sight(channel)
+                clusters.append(sight.cluster.name)
+                trials.create_task(trial(sight, fault), name=fault)
+                await asyncio.sleep(0.5)
+    finally:
+        FaultyScheduler.faults.clear()
+        for name in clusters:
+            CLUSTERS.pop(name)
 
 
-async def finish(simulation: Simulation, guarding: asyncio.Task[Any]) -> None:
-    """The job came back exactly once; its owner ends it."""
-    await until(lambda: recovered(simulation), "recovery")
-    assert simulation.starts == 2
-    simulation.cluster.stop("job")
-    assert "recovered 1 time" in (await guarding).message
-    assert simulation.starts == 2
+FAULTS = ("unreachable", "slow", "garbage", "no such job", "a word never heard of")
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "slow", "garbage", "no such job", "a word never heard of"])
-async def test_a_job_out_of_sight_is_left_alone_and_its_owner_told_once(
-    simulation: Simulation, channel: Channel, fault: str
-) -> None:
-    guarding = simulation.guard(notifiers=[SlackWebhook(url=channel.url, allow_any_host=True)])
-    await until(lambda: shown(simulation, "Enabled"), "the guard")
-    FaultyScheduler.faults = {simulation.cluster.name: fault}
-    await until(lambda: shown(simulation, "Degraded"), "status Degraded")
-    assert channel.count("Can't see the job") == 1
-    if fault != "no such job":  # ten more looks, and the job fails unseen
-        await until(lambda: failed_unseen(simulation), "the failure")
-    await asyncio.sleep(1)
-    assert not await simulation.incidents()
-    assert simulation.starts == 1
-    assert not guarding.done()
-    FaultyScheduler.faults = {}
-    await finish(simulation, guarding)
-    assert channel.count("Can't see the job") == 1
-    assert channel.count("Can see the job again") == 1
+async def test_a_job_out_of_sight_is_left_alone_and_its_owner_told_once(channel: Channel) -> None:
+    async def trial(sight: Sight, fault: str) -> None:
+        guarding = sight.guard()
+        await until(lambda: sight.shown("Enabled"), "the guard", 120)
+        FaultyScheduler.faults[sight.cluster.name] = fault
+        await until(lambda: sight.shown("Degraded"), f"{fault}: status Degraded", 120)
+        assert sight.told("Can't see the job") == 1
+        sight.cluster.crash("job", FaultKind.NCCL)  # unseen
+        await asyncio.sleep(2)  # twenty looks
+        assert not await sight.simulation.incidents()
+        assert sight.simulation.starts == 1
+        assert not guarding.done()
+        del FaultyScheduler.faults[sight.cluster.name]
+        await sight.finish(guarding)
+        assert sight.told("Can't see the job") == 1, fault
+        assert sight.told("Can see the job again") == 1, fault
+
+    await try_all(trial, channel, FAULTS)
 
 
-async def failed_unseen(simulation: Simulation) -> bool | None:
-    """Whether the job has met its fault."""
-    return simulation.cluster.settled("job").run.ended is not None or None
+async def test_a_cluster_that_fails_in_the_middle_of_a_recovery_costs_time_alone(channel: Channel) -> None:
+    async def trial(sight: Sight, fault: str) -> None:
+        where, _, kind = fault.partition(": ")
+        FaultyScheduler.faults[f"{sight.cluster.name} {where}"] = kind
+        guarding = sight.guard()
+        await until(lambda: sight.shown("Enabled"), "the guard", 120)
+        sight.cluster.crash("job", FaultKind.NCCL)
+        await until(sight.acting, f"{fault}: an intent", 120)
+        await asyncio.sleep(1.5)  # longer than a perform's patience
+        assert sight.simulation.starts <= 2
+        del FaultyScheduler.faults[f"{sight.cluster.name} {where}"]
+        await sight.finish(guarding)
+
+    places = ("perform", "answer", "logs", "find")
+    await try_all(trial, channel, [f"{where}: {kind}" for where in places for kind in FAULTS[:3]])
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "slow", "garbage"])
-@pytest.mark.parametrize("where", ["perform", "answer", "logs", "find"])
-async def test_a_cluster_that_fails_in_the_middle_of_a_recovery_costs_time_alone(
-    simulation: Simulation, where: str, fault: str
-) -> None:
-    FaultyScheduler.faults = {f"{simulation.cluster.name} {where}": fault}
-    guarding = simulation.guard()
-    await until(lambda: acting(simulation), "an intent")
-    await asyncio.sleep(1.5)
-    assert simulation.starts <= 2
-    FaultyScheduler.faults = {}
-    await finish(simulation, guarding)
-
-
-async def acting(simulation: Simulation) -> bool | None:
-    """Whether an action is on record."""
-    found = await simulation.incidents()
-    if not found:
-        return None
-    async with await Ledger.open() as ledger:
-        return bool(await ledger.intents(found[-1].id)) or None
-
-
-@pytest.mark.parametrize("fault", ["unreachable", "no such job", "a word never heard of"])
 async def test_sight_lost_between_decision_and_action_is_waited_for(
-    simulation: Simulation, channel: Channel, fault: str, monkeypatch: pytest.MonkeyPatch
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deciding = Ledger.add_decisions
+    blinding: dict[str, tuple[str, str]] = {}
 
-    async def blinded(*arguments: Any) -> None:
-        FaultyScheduler.faults = {simulation.cluster.name: fault}
-        await deciding(*arguments)
+    async def blinded(self: Ledger, lease: Lease, incident: str, plan: Plan) -> None:
+        name, fault = blinding[lease.job_key]
+        FaultyScheduler.faults[name] = fault
+        await deciding(self, lease, incident, plan)
+
+    async def trial(sight: Sight, fault: str) -> None:
+        blinding[sight.simulation.job.key] = (sight.cluster.name, fault)
+        guarding = sight.guard()
+        await until(lambda: sight.shown("Enabled"), "the guard", 120)
+        sight.cluster.crash("job", FaultKind.NCCL)
+
+        async def told() -> bool | None:
+            return sight.told("Can't see the job") > 0 or None
+
+        await until(told, f"{fault}: the owner told", 120)
+        assert sight.simulation.starts == 1
+        assert not await sight.acting()
+        del FaultyScheduler.faults[sight.cluster.name]
+        await sight.finish(guarding)
+        assert sight.told("Can't see the job") == 1, fault
+        assert sight.told("Can see the job again") == 1, fault
 
     monkeypatch.setattr(Ledger, "add_decisions", blinded)
-    guarding = simulation.guard(notifiers=[SlackWebhook(url=channel.url, allow_any_host=True)])
-    await until(lambda: told(channel), "the owner told")
-    assert simulation.starts == 1
-    assert not await acting(simulation)
-    FaultyScheduler.faults = {}
-    await finish(simulation, guarding)
-    assert channel.count("Can't see the job") == 1
-    assert channel.count("Can see the job again") == 1
-
-
-async def told(channel: Channel) -> bool | None:
-    """Whether the owner knows."""
-    return channel.count("Can't see the job") > 0 or None
+    await try_all(trial, channel, FAULTS)

@@ -1,0 +1,158 @@
+"""However and whenever people answer, one decision counts, it has a name, and who is overruled is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import PrefectException
+from prefect.flow_runs import aresume_flow_run
+from prefect.states import Cancelled, Cancelling
+
+from tests.flows.simulation import Simulation, until
+from trainguard.core.decision import Answer, ApprovalRequest
+from trainguard.core.errors import LedgerUnavailableError
+from trainguard.core.incident import IncidentState
+from trainguard.core.policy import Policy, Preset
+from trainguard.ledger.ledger import Ledger
+from trainguard.testing.simulated import Fault, FaultKind
+
+pytestmark = [pytest.mark.usefixtures("prefect_api", "ledger_url"), pytest.mark.timeout(300)]
+ASSIST = Policy(preset=Preset.ASSIST)
+
+
+async def ask(policy: Policy = ASSIST) -> tuple[Simulation, asyncio.Task[Any], ApprovalRequest]:
+    """Let a job fail and wait until its guard's question is shown."""
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(policy)
+    question = await simulation.question()
+    await until(lambda: in_state(question.flow_run_id, StateType.PAUSED), "the pause")
+    return simulation, guarding, question
+
+
+async def in_state(flow_run_id: str, *wanted: StateType) -> bool | None:
+    """Whether a run is in one of these states."""
+    async with get_client() as client:
+        state = (await client.read_flow_run(UUID(flow_run_id))).state
+    return (state is not None and state.type in wanted) or None
+
+
+async def click(question: ApprovalRequest, decision: str = "approve", by: str = "uma") -> bool:
+    """Submit the form; whether Prefect took it."""
+    try:
+        await aresume_flow_run(UUID(question.flow_run_id), run_input={"decision": decision, "decided_by": by})
+    except (PrefectException, RuntimeError):
+        return False
+    return True
+
+
+async def decision(question: ApprovalRequest) -> tuple[str, str, Answer]:
+    """Who decided what, by which way."""
+    async with await Ledger.open() as ledger:
+        found = await ledger.answer_of(question.id)
+    assert found is not None
+    return found.by, found.via, found.answer
+
+
+def overruled(caplog: pytest.LogCaptureFixture, by: str) -> list[str]:
+    """What was said about an answer that does not count."""
+    return [line for line in caplog.messages if f"the answer of {by}" in line and "does not count" in line]
+
+
+async def test_a_double_click_is_one_decision() -> None:
+    simulation, guarding, question = await ask()
+    await asyncio.gather(click(question), click(question))
+    assert (await guarding).message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+    assert await decision(question) == ("uma", "ui", Answer.APPROVE)
+
+
+@pytest.mark.parametrize("first", ["ui", "cli", "together"])
+async def test_of_answers_from_both_sides_one_counts_and_the_other_is_named(
+    first: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, logger="trainguard")
+    simulation, guarding, question = await ask()
+    if first == "ui":
+        clicked, accepted = await click(question), await simulation.answer(question, Answer.REFUSE)
+    elif first == "cli":
+        accepted, clicked = await simulation.answer(question, Answer.REFUSE), await click(question)
+    else:
+        clicked, accepted = await asyncio.gather(click(question), simulation.answer(question, Answer.REFUSE))
+    state = await guarding
+    by, via, answer = await decision(question)
+    assert (by, via) == (("tess", "cli") if accepted else ("uma", "ui"))
+    assert simulation.starts == (2 if answer is Answer.APPROVE else 1)
+    assert ("recovered 1 time" in state.message) == (answer is Answer.APPROVE)
+    if clicked and accepted:
+        (said,) = set(overruled(caplog, "uma"))
+        assert "already answered: refuse by tess (cli)" in said
+
+
+async def test_a_click_as_the_job_moves_on_restarts_nothing() -> None:
+    simulation, guarding, question = await ask()
+    simulation.cluster.start(simulation.native)  # its owner starts it again
+    await click(question)
+    assert (await guarding).message.startswith("succeeded")
+    assert simulation.starts == 2
+    (incident,) = await simulation.incidents()
+    assert incident.state in {IncidentState.DISMISSED, IncidentState.UNRECOVERABLE}
+    assert not await click(question)
+    assert not await simulation.answer(question, Answer.APPROVE)
+
+
+async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard is kept from looking until the deadline is over."""
+    simulation, guarding, question = await ask(Policy(preset=Preset.ASSIST, approval_deadline=4))
+    reading = Ledger.answer_of
+
+    async def away(self: Ledger, request_id: str) -> Any:
+        if simulation.cluster.clock() < question.deadline:
+            raise LedgerUnavailableError("locked")
+        return await reading(self, request_id)
+
+    monkeypatch.setattr("trainguard.tasks.durable.RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(Ledger, "answer_of", away)
+    assert await click(question)
+    state = await guarding
+    assert "refused by nobody (deadline)" in state.message
+    assert simulation.starts == 1
+    assert "too late" in overruled(caplog, "uma")[0]
+    assert not await simulation.answer(question, Answer.APPROVE)
+
+
+@pytest.mark.parametrize("state", [Cancelling(), Cancelled()])
+async def test_cancelling_the_question_refuses_it(state: Any) -> None:
+    simulation, guarding, question = await ask()
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(question.flow_run_id), state, force=True)
+    assert "refused by who cancelled the run" in (await guarding).message
+    assert simulation.starts == 1
+    assert await in_state(question.flow_run_id, StateType.CANCELLED, StateType.COMPLETED)
+
+
+async def test_cancelling_the_guard_leaves_the_question_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainguard.tasks.prefect_view.CANCEL_SECONDS", 0.2)
+    simulation, guarding, question = await ask()
+    async with await Ledger.open() as ledger:
+        lease = await ledger.lease(simulation.job.key)
+    assert lease is not None
+    guard_run = lease.holder.rpartition(":")[2]
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(guard_run), Cancelling(), force=True)
+    assert (await guarding).is_cancelled()
+    assert await in_state(question.flow_run_id, StateType.CANCELLED)
+    assert simulation.starts == 1
+    assert await simulation.answer(question, Answer.APPROVE)
+    state = await simulation.guard(ASSIST)
+    assert state.message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
