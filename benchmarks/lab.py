@@ -140,6 +140,7 @@ class Lab:
 @contextmanager
 def lab(**settings: str) -> Iterator[Lab]:
     """Run a server in a temporary folder; `settings` are added to everybody's environment."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and leave nothing running
     with tempfile.TemporaryDirectory(prefix="trainguard-bench-") as name:
         folder = Path(name)
         own = {
