@@ -28,7 +28,7 @@ import json, os, pathlib, time
 ckpt, held = pathlib.Path("ckpt"), b""
 step = max([int(p.stem[5:]) for p in ckpt.glob("step-*.json")], default=0)
 print(f"resumed at step {step}", flush=True)
-while step < int(pathlib.Path("total").read_text()):
+while step < (total := int(pathlib.Path("total").read_text())):
     step += 1
     if step >= 6 and not held:
         held = bytearray(os.urandom(1024)) * 200_000
@@ -36,7 +36,7 @@ while step < int(pathlib.Path("total").read_text()):
     new = ckpt / "new"
     new.write_text(json.dumps({"step": step, "loss": 1 / step}))
     new.rename(ckpt / f"step-{step}.json")
-    print(f"step {step}/100 loss={1 / step:.4f}", flush=True)
+    print(f"step {step}/{total} loss={1 / step:.4f}", flush=True)
 PY
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from trainguard.core.action import Action, ActionKind
@@ -129,10 +130,11 @@ def _time(action: Action, detail: Detail, partition: Partition) -> Changes:
     now = parse.minutes(detail.get("TimeLimit"))
     if now is None:
         raise RefusedError("its time limit is not bounded")
-    wanted = int(action.time_limit // 60) if action.time_limit else max(now * 3 // 2, now + 1)
+    # Slurm counts limits in whole minutes
+    wanted = math.ceil(action.time_limit / 60) if action.time_limit else max(now * 3 // 2, now + 1)
     target = wanted if partition.max_minutes is None else min(wanted, partition.max_minutes)
     if target <= now:
-        raise RefusedError(
-            f"its time limit is {now} minutes already, the partition gives {partition.max_minutes}"
-        )
+        most = partition.max_minutes
+        given = "" if most is None else f", the partition gives at most {most}"
+        raise RefusedError(f"its time limit is {now} minutes already{given}")
     return Changes((f"TimeLimit={target}",), (f"--time={target}",), (f"{target} minutes instead of {now}",))
