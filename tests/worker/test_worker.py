@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling, Paused
+from prefect.utilities.engine import propose_state
 
 from tests.flows.simulation import Simulation, until
 from tests.worker.pool import GUARD, Pool, children_of, reached, run_of, state_of
@@ -247,7 +248,7 @@ async def test_prefect_answering_503_while_guards_start_delays_them_and_ends_not
 
     from trainguard.worker import guard_worker
 
-    original, refused = guard_worker.propose_state, []
+    original, refused = propose_state, list[int]()
 
     async def busy(*arguments: object, **named: object) -> object:
         if len(refused) < 3:
