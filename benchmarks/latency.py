@@ -19,6 +19,8 @@ from benchmarks.density import PATIENCE, STEADY, fleet, running
 from benchmarks.lab import Lab, lab, until
 from trainguard.ledger.ledger import Ledger
 
+NO_STORM = {"storm_jobs": 1_000_000}
+"""Many jobs that fail alike are one cause, and a person is asked: here they are many on purpose."""
 FAILURES = 100
 """About so many, spread over the window."""
 LAST_ANSWERS = 40.0
@@ -38,7 +40,7 @@ def run(guards: int = 1000, window: float = 150.0) -> dict[str, Any]:
             faults=["nccl"],
             step_seconds=0.5,
         )
-        parameters = {"cadence": STEADY, "policy": {"preset": "autonomous"}}
+        parameters = {"cadence": STEADY, "policy": {"preset": "autonomous", "budgets": NO_STORM}}
         lab_.start_worker("guards", "trainguard", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
         asking = lab_.begin("guards", {"fleet": settings, "runs": guards, "parameters": parameters})
         started = until(lambda: running(lab_) >= guards, PATIENCE, every=3.0)
