@@ -35,6 +35,8 @@ _MORE = 10
 """Connections beyond those while many guards write at once; closed again afterwards."""
 _QUEUE = 60.0
 """Seconds to wait for the guards of this process that came first. They move on, or fail for their own reasons."""
+_FROZEN = 3
+"""Times the patience that Postgres lets a transaction stand still before it takes its locks away."""
 _WRITES = "tg_writes"
 
 
@@ -211,8 +213,10 @@ async def _finish(work: Coroutine[Any, Any, T]) -> T:
 def _engine(location: Location, patience: float) -> AsyncEngine:
     pool = {"pool_size": _CONNECTIONS, "max_overflow": _MORE, "pool_timeout": _QUEUE}
     if location.path is None:
-        # Without a limit a server that went silent would be waited for until TCP gives up.
-        limits = {"timeout": patience, "command_timeout": patience}
+        # Without limits a server that went silent would be waited for until TCP gives up, and a process that
+        # froze, or whose machine is gone, in the middle of a write would keep its rows locked for everybody.
+        idle = {"idle_in_transaction_session_timeout": f"{int(patience * _FROZEN * 1000)}"}
+        limits = {"timeout": patience, "command_timeout": patience, "server_settings": idle}
         return create_async_engine(location.url, pool_pre_ping=True, connect_args=limits, **pool)
     engine = create_async_engine(location.url, **pool)
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
