@@ -44,7 +44,7 @@ _KEYED = re.compile(
     r"[\s{,\[(-]*[\"']?(?P<key>[A-Za-z_][\w.\- ]{0,60}?)[\"']?\s?[:=]\s?(?P<value>[\"'\[{].*)$"
 )
 _PROGRAM = re.compile(
-    r".*\.(?:sh|py|c|cc|cpp|cu|go|rs|pl|so)$|(?:bash|sh|mkdir|ls|cp|mv|rm|tar|git|cat|python3?|srun|sbatch)$"
+    r".*\.(?:sh|py|c|cc|cpp|cu|go|rs|pl|so)$|(?:bash|sh|mkdir|ls|cp|mv|rm|tar|git|cat|python3?|srun|sbatch|rsync|scp|wget|curl|rclone|aws|gsutil|azcopy|docker|podman|mpirun|enroot)$"
 )
 """Keys that are the name of who speaks."""
 _PATTERN_KEY = re.compile(

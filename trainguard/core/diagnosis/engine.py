@@ -14,6 +14,7 @@ from trainguard.core.diagnosis.remedy import ladder
 from trainguard.core.diagnosis.root import Ranking, confidence, rank
 from trainguard.core.diagnosis.rule import Catalogue
 from trainguard.core.diagnosis.scan import Hit, Scanned, scan
+from trainguard.core.diagnosis.steps import advanced
 from trainguard.core.diagnosis.stream import Stream
 from trainguard.core.diagnosis.suspects import Suspicion
 from trainguard.core.diagnosis.timeline import Timeline
@@ -118,7 +119,7 @@ class Examination:
             return False, ""
         if self.ranking.healthy:
             return True, self.ranking.healthy[0].rule.explain.strip()
-        if any(one.progress for one in self.scanned):
+        if any(_moved(one) for one in self.scanned):
             return True, "The training moved, and nothing that was printed stopped it."
         return False, ""
 
@@ -174,6 +175,11 @@ def _sentence(root: Candidate, suspects: Sequence[Suspect]) -> str:
     where = [f"rank {who.rank}"] if who.rank is not None else []
     where += [f"node {who.node}"] if who.node else []
     return f"{first} First seen on {', '.join(where)}." if where else first
+
+
+def _moved(one: Scanned) -> bool:
+    """Whether a stream shows two steps of one counter, or a progress bar, which nobody draws for one."""
+    return advanced(one.progress, 1) or any(point.key.startswith("bar") for point in one.progress)
 
 
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8,}|\d+(?:\.\d+)?")
