@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.diagnosis import diagnose as find_fault
 from trainguard.core.diagnosis import streams_of
-from trainguard.core.errors import LedgerUnavailableError, SchedulerError
+from trainguard.core.errors import SchedulerError
 from trainguard.core.evidence import Evidence, EvidenceKind
 from trainguard.core.incident import Incident
 from trainguard.core.masking import mask
@@ -21,6 +21,7 @@ from trainguard.core.signal_meaning import meaning_of
 from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.schedulers.sharing import answered
 from trainguard.tasks.context import GuardContext, current_guard
+from trainguard.tasks.durable import durably
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +40,7 @@ async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
         found = [_unreadable(context, f"evidence could not be collected: {problem}")]
     found = [*found, *await _gate_evidence(context)]
     evidence = tuple(item.model_copy(update={"text": mask(item.text)}) for item in found)
-    try:
-        await context.ledger.add_evidence(context.lease, incident.id, evidence)
-    except LedgerUnavailableError as problem:
-        logger.warning("evidence of incident %s is not stored yet: %s", incident.id, problem)
+    await durably(context.ledger.add_evidence, context.lease, incident.id, evidence)
     return evidence
 
 
