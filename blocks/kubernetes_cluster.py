@@ -68,6 +68,11 @@ class KubernetesCluster(SchedulerBlock):
         default_factory=list,
         description="Manifests of jobs, as YAML or JSON text or as paths: what to make them again from once they are gone.",
     )
+    volumes: dict[str, str] = Field(
+        default_factory=dict,
+        description="Folders in the jobs' pods, and where the guards see the same volume: "
+        '{"/ckpt": "/mnt/training"}. For finding the newest good checkpoint.',
+    )
     manifest_folder: Path | None = Field(
         default=None,
         description="Folder, kept over restarts, where a job's manifest is put before the job is made again. "
@@ -128,7 +133,13 @@ class KubernetesCluster(SchedulerBlock):
     def make_scheduler(self) -> Scheduler:
         """Make the adapter."""
         folder = self.manifest_folder or _state_folder() / "manifests" / self.cluster
-        return KubernetesScheduler(self.cluster, self.access(), self.given_manifests(), folder.expanduser())
+        return KubernetesScheduler(
+            self.cluster,
+            self.access(),
+            self.given_manifests(),
+            folder.expanduser(),
+            volumes_here=self.volumes,
+        )
 
 
 def _state_folder() -> Path:

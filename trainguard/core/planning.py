@@ -214,6 +214,13 @@ def _more_time(situation: Situation) -> float | None:
     return wanted if limits.time_limit is None else min(wanted, limits.time_limit)
 
 
+def _blindly(situation: Situation) -> bool:
+    """Whether a job that must be told where to resume can't be: nothing could be looked at, or nothing is good."""
+    job, found = situation.job, situation.checkpoints
+    told = job.checkpoints is not None and not finds_its_own_checkpoint(job)
+    return told and found != () and newest_good(found) is None
+
+
 def _set_aside(situation: Situation) -> list[Action]:
     """Bad checkpoints newer than the one to resume from: a training may trip over them."""
     incarnation = situation.incident.incarnation
@@ -341,6 +348,10 @@ def _automatics(situation: Situation, action: Action) -> _Said:
         (
             diagnosis.confidence < CERTAIN_ENOUGH and _destroys(action, situation.observation),
             f"the cause is not certain ({diagnosis.confidence:.2f} < {CERTAIN_ENOUGH})",
+        ),
+        (
+            action.kind.restarts and _blindly(situation),
+            "no checkpoint to resume from can be named: it would start over",
         ),
         (action.kind.scope is Scope.CLUSTER, "cluster scope is never automatic"),
         (

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from trainguard.core.action import Access, Action, ActionKind, Fence, Outcome
+from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.errors import AccessRefusedError, ConfigError, NotFoundError, RefusedError
 from trainguard.core.evidence import Evidence
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import LogBatch, Observation
 from trainguard.schedulers.base import Scheduler, Wakes
-from trainguard.schedulers.kubernetes import patrol
+from trainguard.schedulers.kubernetes import patrol, volumes
 from trainguard.schedulers.kubernetes.actions import Actions
 from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.evidence import Collector
@@ -53,6 +55,7 @@ class KubernetesScheduler(Scheduler, Wakes):
         manifest_folder: Path | None = None,
         limits: Limits | None = None,
         action_seconds: float = ACTION_SECONDS,
+        volumes_here: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(cluster)
         limits = limits or Limits()
@@ -64,6 +67,7 @@ class KubernetesScheduler(Scheduler, Wakes):
         self._collector = Collector(self._api, self._logs)
         store = ManifestStore(manifest_folder)
         self._actions = Actions(self._api, self._sight, store, manifests or {}, limits, action_seconds)
+        self._volumes = dict(volumes_here or {})
         self._closed = False
 
     @property
@@ -126,6 +130,15 @@ class KubernetesScheduler(Scheduler, Wakes):
         except AccessRefusedError:
             pods = ()
         return await self._collector.collect(obj, pods)
+
+    async def checkpoints(self, job: Job) -> tuple[Checkpoint, ...] | None:
+        """See `Scheduler.checkpoints`: on the volumes that are mounted here too."""
+        self._open()
+        if job.checkpoints is None or not self._volumes:
+            return None
+        seen = (await self._sight.observe([job]))[job.ref]
+        writing = not seen.liveness.terminal
+        return await asyncio.to_thread(volumes.look, job.checkpoints, self._volumes, writing=writing)
 
     async def perform(self, job: Job, action: Action, fence: Fence) -> Outcome:
         """See `Scheduler.perform`. What was begun under this fence is finished."""
