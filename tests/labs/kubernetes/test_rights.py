@@ -7,17 +7,18 @@ import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of
+from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of, pod_template
 from tests.labs.kubernetes.test_actions import action, fence, workload
 from tests.labs.kubernetes.test_watch import pod_of, seen, started, until_seen
 from trainguard.core.action import ActionKind, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError
 from trainguard.core.evidence import EvidenceKind
+from trainguard.core.job import Job
 from trainguard.core.observation import Liveness
 
 pytestmark = pytest.mark.lab("kubernetes")
@@ -109,46 +110,71 @@ async def test_the_shipped_rights_are_enough_to_see_collect_and_restart(
     assert f"{namespace}/Job/train" in [ref.id for ref in await scheduler.discover(f"namespace={namespace}")]
 
 
+class Case(NamedTuple):
+    """An action and the role that allows it."""
+
+    role: str
+    kind: str
+    what: ActionKind
+    cluster: bool = False
+    does: str = "healthy"
+    when: Liveness = Liveness.RUNNING
+
+
 ACTIONS = [
-    ("trainguard-rollout", "Deployment", ActionKind.RESTART, False),
-    ("trainguard-suspend", "Deployment", ActionKind.SUSPEND, False),
-    ("trainguard-suspend", "Job", ActionKind.CANCEL, False),
-    ("trainguard-cordon", "Job", ActionKind.CORDON_NODE, True),
-    ("trainguard-cordon", "Job", ActionKind.UNCORDON_NODE, True),
+    Case("trainguard-restart-jobs", "Job", ActionKind.RESTART, does="oom", when=Liveness.FAILED),
+    Case("trainguard-restart-pods", "Pod", ActionKind.RESTART, does="oom", when=Liveness.FAILED),
+    Case("trainguard-rollout", "Deployment", ActionKind.RESTART),
+    Case("trainguard-rollout", "StatefulSet", ActionKind.RESTART),
+    Case(
+        "trainguard-delete-pods", "Deployment", ActionKind.DELETE_POD, does="imagepull", when=Liveness.FAILED
+    ),
+    Case("trainguard-delete-pods", "Job", ActionKind.DELETE_POD, does="imagepull", when=Liveness.PENDING),
+    Case("trainguard-suspend", "Deployment", ActionKind.SUSPEND),
+    Case("trainguard-suspend", "Job", ActionKind.CANCEL),
+    Case("trainguard-cordon", "Job", ActionKind.CORDON_NODE, cluster=True),
+    Case("trainguard-cordon", "Job", ActionKind.UNCORDON_NODE, cluster=True),
+    Case("trainguard-drain", "Job", ActionKind.DRAIN_NODE, cluster=True),
 ]
 
 
-@pytest.mark.parametrize(("role", "kind", "what", "cluster"), ACTIONS)
-async def test_each_actions_role_is_enough_and_needed(
-    account: Account,
-    make_scheduler: MakeScheduler,
-    kubectl: Kubectl,
-    namespace: str,
-    role: str,
-    kind: str,
-    what: ActionKind,
-    cluster: bool,
-) -> None:
-    await account.bind("trainguard-watch")
-    await account.bind("trainguard-watch-nodes", cluster=True)
-    job = job_of(namespace, kind, "train")
-    if kind == "Job":
-        await started(kubectl, namespace)
+async def placed(kubectl: Kubectl, namespace: str, case: Case) -> Job:
+    """Start what the action is to be done to."""
+    if case.kind == "Job":
+        return await started(kubectl, namespace, case.does)
+    if case.kind == "Pod":
+        pod = {"apiVersion": "v1", "kind": "Pod", **pod_template(case.does, "Never", "train")}
+        pod["metadata"] |= {"name": "train", "namespace": namespace}
+        await kubectl.apply(pod)
     else:
-        await kubectl.apply(workload(kind, namespace, "healthy"))
+        await kubectl.apply(workload(case.kind, namespace, case.does))
+    return job_of(namespace, case.kind, "train")
+
+
+@pytest.mark.parametrize("case", ACTIONS, ids=lambda case: f"{case.role}-{case.kind}-{case.what}")
+async def test_each_actions_role_is_enough_and_needed(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str, case: Case
+) -> None:
+    """Beside it only the right to see the job is granted: not even nodes can be read."""
+    await account.bind("trainguard-watch")
+    job = await placed(kubectl, namespace, case)
     without = make_scheduler(account.token)
-    told = await until_seen(without, job, Liveness.RUNNING)
+    told = await until_seen(without, job, case.when)
     access = await without.validate(job)
-    assert "add to a" in access.impossible[what]
-    wanted = action(what, told.incarnation, nodes=("hollow-c",))
+    assert "add to a" in access.impossible[case.what]
+    wanted = action(case.what, told.incarnation, nodes=told.nodes or ("hollow-c",))
     with pytest.raises(AccessRefusedError):
         await without.perform(job, wanted, fence())
-    assert (await seen(without, job)).liveness is Liveness.RUNNING
-    await account.bind(role, cluster)
+    assert (await seen(without, job)).liveness is case.when
+    await account.bind(case.role, case.cluster)
     scheduler = make_scheduler(account.token)
-    assert what in (await scheduler.validate(job)).possible
-    assert (await scheduler.perform(job, wanted, fence())).status is OutcomeStatus.DONE
-    await kubectl("uncordon", "hollow-c")
+    assert case.what in (await scheduler.validate(job)).possible
+    try:
+        outcome = await scheduler.perform(job, wanted, fence())
+        assert outcome.status is OutcomeStatus.DONE, outcome
+    finally:
+        if case.cluster:
+            await kubectl("uncordon", *wanted.nodes)
 
 
 TAKEN = [

@@ -1,0 +1,40 @@
+"""What a guard in a pod can see and do with a block that has no settings: python in_pod.py NAMESPACE/KIND/NAME."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from trainguard.blocks.kubernetes_cluster import KubernetesCluster
+from trainguard.core.job import Job, JobRef
+from trainguard.transports.kube_access import in_cluster
+
+JOB = sys.argv[1]
+
+
+async def main() -> None:
+    """Print one line of JSON."""
+    block = KubernetesCluster()
+    job = Job(ref=JobRef(scheduler="kubernetes", cluster=block.cluster_name(), id=JOB), name="train")
+    scheduler = block.make_scheduler()
+    try:
+        access = await scheduler.validate(job)
+        seen = (await scheduler.observe([job]))[job.ref]
+        print(
+            json.dumps(
+                {
+                    "in_cluster": in_cluster() and block.access().in_cluster,
+                    "liveness": seen.liveness.value,
+                    "job_seen": access.job_seen,
+                    "logs_readable": access.logs_readable,
+                    "possible": sorted(kind.value for kind in access.possible),
+                }
+            )
+        )
+    finally:
+        await scheduler.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
