@@ -34,6 +34,24 @@ def _ends_badly(one: Scanned) -> bool:
     return False
 
 
+_TROUBLE = re.compile(
+    rb"(?i)err(?!ors?\W{0,4}0\b)|fail|fault|fatal|panic|\boops|\bbug\b|kill|abort|time(?:d )?-?out|reset|stall|lockup|hung|"
+    rb"lost|corrupt|exception|denied|refus|unable|cannot|critical|warn|evict|preempt|unreachable|unhealthy|not ready"
+)
+_JOBS_WORDS = frozenset({EvidenceKind.LOG, EvidenceKind.STACKS})
+
+
+def all_quiet(scanned: Sequence[Scanned]) -> bool:
+    """Whether there is text of the system alone, and no word of trouble in any of it."""
+    return bool(scanned) and all(
+        one.stream.kind not in _JOBS_WORDS
+        and one.size <= len(one.tail)
+        and one.lines > 2
+        and _TROUBLE.search(one.tail) is None
+        for one in scanned
+    )
+
+
 def look_next(root: Candidate | None, confidence: float, scanned: Sequence[Scanned]) -> tuple[str, ...]:
     """The sources that would settle it, the most telling first."""
     if root is not None and confidence >= _ENOUGH:

@@ -43,6 +43,8 @@ _ARGUMENTS = re.compile(
 _KEYED = re.compile(
     r"[\s{,\[(-]*[\"']?(?P<key>[A-Za-z_][\w.\- ]{0,60}?)[\"']?\s?[:=]\s?(?P<value>[\"'\[{].*)$"
 )
+_LEVEL = re.compile(r"(?i)\[(?:error|err|warn(?:ing)?|info|fatal|critical|debug|notice|[EWIF])\]")
+"""What begins with a level is said, not set."""
 _PROGRAM = re.compile(
     r".*\.(?:sh|py|c|cc|cpp|cu|go|rs|pl|so)$|(?:bash|sh|mkdir|ls|cp|mv|rm|tar|git|cat|python3?|srun|sbatch|rsync|scp|wget|curl|rclone|aws|gsutil|azcopy|docker|podman|mpirun|enroot)$"
 )
@@ -97,6 +99,8 @@ def _configured(body: str, start: int) -> bool:
         return True
     keyed = _KEYED.match(body)
     if keyed is None or keyed.start("value") > start:
+        return False
+    if _LEVEL.match(keyed["value"]):
         return False
     key = keyed["key"].strip()
     return _SPEAKING.match(key) is None and _PROGRAM.match(key) is None

@@ -121,6 +121,8 @@ class Examination:
             return True, self.ranking.healthy[0].rule.explain.strip()
         if any(_moved(one) for one in self.scanned):
             return True, "The training moved, and nothing that was printed stopped it."
+        if advice.all_quiet(self.scanned):
+            return True, "Nothing in it speaks of trouble."
         return False, ""
 
     def _citations(self, root: Candidate) -> tuple[Citation, ...]:
@@ -130,7 +132,7 @@ class Examination:
             )
             return (Citation(source=source, line=None, text=root.fact),)
         seen: dict[str, Hit] = {}
-        for hit in root.hits:
+        for hit in _most_telling_first(root):
             seen.setdefault(hit.text, hit)
         return tuple(self.cite(hit) for hit in list(seen.values())[:_CITED])
 
@@ -177,9 +179,29 @@ def _sentence(root: Candidate, suspects: Sequence[Suspect]) -> str:
     return f"{first} First seen on {', '.join(where)}." if where else first
 
 
+_SAME_CRASH = 60
+"""Lines around the first in which the order of a rule's lines means nothing."""
+
+
+def _most_telling_first(root: Candidate) -> list[Hit]:
+    """The lines of the root; of a consequence first the one that the rule's first pattern fits, for it says most."""
+    if not root.rule.cascade:
+        return root.hits
+    first = root.hits[0]
+    near = [h for h in root.hits if h.stream == first.stream and abs(h.line - first.line) <= _SAME_CRASH]
+    best = min(near, key=_exactness)
+    return [best, *(hit for hit in root.hits if hit is not best)]
+
+
+def _exactness(hit: Hit) -> int:
+    patterns = hit.rule.patterns
+    return next((i for i, pattern in enumerate(patterns) if pattern.search(hit.text)), len(patterns))
+
+
 def _moved(one: Scanned) -> bool:
-    """Whether a stream shows two steps of one counter, or a progress bar, which nobody draws for one."""
-    return advanced(one.progress, 1) or any(point.key.startswith("bar") for point in one.progress)
+    """Whether a stream shows that the training moved; a number beside the word "step" alone does not."""
+    shown = any(p.key != "step" or p.loss is not None for p in one.progress)
+    return shown or advanced(one.progress, 1)
 
 
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F]{8,}|\d+(?:\.\d+)?")
