@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TICK = 2.0
+CLEAR_SECONDS = 5.0
 
 
 class GuardHost:
@@ -42,6 +43,7 @@ class GuardHost:
         self._closing: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
         self._draining = False
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         """Start the thread."""
@@ -107,7 +109,10 @@ class GuardHost:
 
     def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         assert self._context is not None and self._loop is not None
-        return self._loop.create_task(work, name=name, context=self._context.copy())
+        task = self._loop.create_task(work, name=name, context=self._context.copy())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _live(self, ready: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -125,6 +130,15 @@ class GuardHost:
                     await asyncio.wait_for(self._closing.wait(), TICK)
                 except TimeoutError:
                     continue
+            await self._clear()
+
+    async def _clear(self) -> None:
+        """End what still runs, and give it the time to close what it opened."""
+        left = set(self._tasks)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=CLEAR_SECONDS)
 
 
 async def _wait(services: list[Service], patience: float | None) -> int:
