@@ -39,6 +39,8 @@ def guarded(lab_: Lab, days: float, fault_days: float) -> dict[str, Any]:
                 done = found
     if guard.returncode:
         raise RuntimeError(f"the guard ended with code {guard.returncode}")
+    if done["days"] < days:
+        raise RuntimeError(f"the guard ended after {done['days']:.1f} days: {done['state']}")
     return {"before": before, "samples": samples, **done}
 
 

@@ -17,6 +17,7 @@ from trainguard.core.policy import Policy, Preset
 from trainguard.flows.guard import guard
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks.prefect_view import cancellation_is_watched
+from trainguard.testing.simulated import FaultKind
 from trainguard.testing.simulated_clock import VirtualClock
 from trainguard.testing.simulated_fleet import DAY, SimulatedFleet
 
@@ -28,7 +29,8 @@ async def stand_guard(
 ) -> dict[str, Any]:
     """Guard the fleet's first job for so many virtual days; `sample` is told when another day has passed."""
     clock = VirtualClock()
-    cluster, job, end = fleet.build(clock), fleet.job(0), clock() + days * DAY
+    began, end = clock(), clock() + days * DAY
+    cluster, job = fleet.build(clock), fleet.job(0)
     await fleet.save(fleet.cluster, overwrite=True)
     parameters = {"policy": Policy(preset=Preset.AUTONOMOUS), **parameters}
     flow_runs, state = 0, None
@@ -53,6 +55,7 @@ async def stand_guard(
     async with await Ledger.open() as ledger:
         incidents = await ledger.incidents(job.key)
     return {
+        "days": (clock() - began) / DAY,
         "flow_runs": flow_runs,
         "state": f"{state.name}: {state.message}" if state else "",
         "starts": cluster.starts[job.ref.id],
@@ -93,11 +96,12 @@ def main(days: float, poll: float, fault_days: float) -> None:
         poll_seconds=poll,
         fault_seconds=fault_days * DAY,
         healthy_seconds=DAY,
+        faults=(FaultKind.NCCL,),
         virtual=True,
     )
     cancellation_is_watched()  # by whoever started this; as under the worker
     done = asyncio.run(stand_guard(fleet, days, sample))
-    sample(days)
+    sample(done["days"])
     print(json.dumps(done), flush=True)
 
 

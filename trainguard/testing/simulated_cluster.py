@@ -18,8 +18,6 @@ from trainguard.core.action import Action, Outcome
 from trainguard.core.job import JobRef
 from trainguard.core.observation import Liveness
 
-SPARE = "sim-spare"
-
 
 class FaultKind(StrEnum):
     """What may happen to a simulated job."""
@@ -56,7 +54,7 @@ LAST_WORDS: Mapping[FaultKind, tuple[str, ...]] = {
         "    scale = schedule[step]",
         "KeyError: 120",
     ),
-    FaultKind.NODE_DOWN: ("srun: error: Node failure on sim-node-1",),
+    FaultKind.NODE_DOWN: ("srun: error: Node failure on {node}",),
 }
 
 
@@ -158,6 +156,7 @@ class SimulatedCluster:
         """Questions to the scheduler: their number must not grow with the number of jobs."""
         self.log_reads = 0
         self.starts: dict[str, int] = {}
+        self._spares = 0
         CLUSTERS[name] = self
 
     def start(self, job: SimulatedJob) -> JobRef:
@@ -176,7 +175,7 @@ class SimulatedCluster:
         """Make the running incarnation fail now."""
         job = self.settled(job_id)
         if kind is not None:
-            job.run.write(_words(kind))
+            job.run.write(_words(kind, job.run))
         self._end(job, Liveness.FAILED, "FAILED", exit_code)
 
     def begin_own_restart(self, job_id: str) -> None:
@@ -189,7 +188,7 @@ class SimulatedCluster:
         """Begin the next incarnation where `action` says, on nodes that are not bad."""
         avoided = self.bad_nodes.union(action.nodes)
         nodes = tuple(node for node in job.run.nodes if node not in avoided)
-        spares = (SPARE,) * (len(job.run.nodes) - len(nodes))
+        spares = tuple(self._spare() for _ in range(len(job.run.nodes) - len(nodes)))
         if job.run.liveness is Liveness.RUNNING:
             self._end(job, Liveness.STOPPED, "CANCELLED", None)
         step = action.checkpoint_step if action.checkpoint_step is not None else self.newest_checkpoint(job)
@@ -251,12 +250,16 @@ class SimulatedCluster:
         self.note("started", job, began)
         return run
 
+    def _spare(self) -> str:
+        self._spares += 1
+        return f"sim-spare-{self._spares}"
+
     def _meet(self, job: SimulatedJob, run: Run) -> None:
         assert run.fault is not None
-        run.write(_words(run.fault.kind))
+        run.write(_words(run.fault.kind, run))
         down = run.fault.kind is FaultKind.NODE_DOWN
         if down:
-            self.bad_nodes.update(node for node in run.nodes[:1] if node != SPARE)
+            self.bad_nodes.update(run.nodes[:1])
         ended = run.began + (run.fault.at_step - run.from_step) * job.step_seconds
         self._end(job, Liveness.FAILED, "NODE_FAIL" if down else "FAILED", 1, ended)
 
@@ -272,8 +275,9 @@ class SimulatedCluster:
         self.note(liveness.value, job, run.ended, fault=fault)
 
 
-def _words(kind: FaultKind) -> bytes:
-    return "".join(f"{line}\n" for line in LAST_WORDS.get(kind, ())).encode()
+def _words(kind: FaultKind, run: Run) -> bytes:
+    lines = "".join(f"{line}\n" for line in LAST_WORDS.get(kind, ()))
+    return lines.replace("{node}", run.nodes[0] if run.nodes else "").encode()
 
 
 CLUSTERS: dict[str, SimulatedCluster] = {}
