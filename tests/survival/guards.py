@@ -51,6 +51,8 @@ def shorten(plan: dict[str, Any]) -> None:
     for name, (module, constant) in wanted.items():
         if name in plan:
             setattr(module, constant, plan[name])
+    if "ledger_patience" in plan:
+        Ledger.open.__func__.__kwdefaults__["patience"] = plan["ledger_patience"]  # type: ignore[attr-defined]
     if "retry_seconds" in plan:
         for name, module in list(sys.modules.items()):
             if name.startswith("trainguard.") and hasattr(module, "RETRY_SECONDS"):

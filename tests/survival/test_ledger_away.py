@@ -20,9 +20,14 @@ from trainguard.core.incident import IncidentState
 from trainguard.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.timeout(600)
-AWAY = float(os.environ.get("TRAINGUARD_LEDGER_SECONDS", "10"))
+AWAY = float(os.environ.get("TRAINGUARD_LEDGER_SECONDS", "7"))
 """How long the ledger stays away."""
-QUICK: dict[str, Any] = {"renew_seconds": 1.0, "retry_seconds": 1.0, "unrecorded_seconds": 3.0}
+QUICK: dict[str, Any] = {
+    "renew_seconds": 1.0,
+    "retry_seconds": 1.0,
+    "unrecorded_seconds": 3.0,
+    "ledger_patience": 2.0,
+}
 WAYS = ("locked", "full", "gone")
 
 
