@@ -121,10 +121,23 @@ def guarding(context: GuardContext) -> Iterator[GuardContext]:
         _current.reset(token)
 
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""Inode of the machine's own process numbers (Linux: include/linux/proc_ns.h); containers have others."""
+
+
+def _machine() -> str:
+    """Name where this process' number is valid: a container may have its host's name, not its processes."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
+    except OSError:
+        return gethostname()
+    return gethostname() if space == _FIRST_PID_NAMESPACE else f"{gethostname()}/{space}"
+
+
 def lease_holder(flow_run_id: str) -> str:
     """Name this guard so that another process on this machine can tell whether it still lives."""
     process = psutil.Process()
-    return f"{gethostname()}:{os.getpid()}:{int(process.create_time())}:{flow_run_id}"
+    return f"{_machine()}:{os.getpid()}:{int(process.create_time())}:{flow_run_id}"
 
 
 def holder_is_dead(holder: str) -> bool:
@@ -132,7 +145,7 @@ def holder_is_dead(holder: str) -> bool:
     host, _, rest = holder.partition(":")
     pid, _, rest = rest.partition(":")
     born = rest.partition(":")[0]
-    if host != gethostname() or not pid.isdigit() or not born.isdigit():
+    if host != _machine() or not pid.isdigit() or not born.isdigit():
         return False
     try:
         process = psutil.Process(int(pid))
