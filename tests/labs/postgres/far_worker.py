@@ -18,7 +18,7 @@ from prefect.cli import app
 from tests.survival.guards import hold_collecting, shorten
 from trainguard.tasks import context
 
-LEASE = {"lease_seconds": 10.0, "renew_seconds": 2.0}
+LEASE = {"lease_seconds": 8.0, "renew_seconds": 2.0}
 
 
 def tell_how_many(place: Path) -> None:

@@ -115,7 +115,7 @@ class Story:
 async def schedule(story: Story) -> None:
     """Deploy as a user does and ask for a guard for each job."""
     environment = {**story.site.environment("worker"), "HOME": "/mnt", "PREFECT_HOME": "/mnt/prefect"}
-    words = ["bash", "-c", 'cd "$0" && prefect --no-prompt deploy --all', str(ROOT)]
+    words = ["bash", "-c", 'cd "$0" && prefect --no-prompt deploy --name guard', str(ROOT)]
     data = story.folder / "deploy"
     data.mkdir()
     contain = str(Path(__file__).with_name("contain.sh"))
