@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from socket import gethostname
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.flow_runs import aresume_flow_run
-from prefect.states import Cancelling, Paused
+from prefect.states import Cancelling, Paused, Running
 from prefect.utilities.engine import propose_state
 
 from tests.flows.simulation import Simulation, until
@@ -26,6 +29,10 @@ from trainguard.flows.guard import guard
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks.context import GuardContext
 from trainguard.testing.simulated import Fault, FaultKind, SimulatedJob
+from trainguard.worker import GuardWorker
+from trainguard.worker.adoption import Adoption
+from trainguard.worker.pace import Pace
+from trainguard.worker.service import parameters_of
 
 ASSIST = Policy(preset=Preset.ASSIST)
 
@@ -103,15 +110,16 @@ async def _all_final(run: UUID) -> bool | None:
     return all(child.state is not None and child.state.is_final() for child in children) or None
 
 
+@pytest.mark.parametrize("how", [SystemError, SystemExit])
 async def test_the_trouble_of_one_guard_is_told_and_is_not_the_others(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
+    how: type[BaseException], pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = guard_module._stand_guard
     broken, sound = Simulation(total=10**6), Simulation(total=10**6)
 
     async def sometimes(context: GuardContext, *rest: Any) -> Any:
         if context.job.key == broken.job.key:
-            raise SystemError("the guard itself is broken")
+            raise how("the guard itself is broken")
         return await original(context, *rest)
 
     monkeypatch.setattr(guard_module, "_stand_guard", sometimes)
@@ -119,6 +127,8 @@ async def test_the_trouble_of_one_guard_is_told_and_is_not_the_others(
     async with pool.worker():
         state = await reached(runs[0], "Failed", "Crashed")
         await reached(runs[1], "Enabled")
+        await asyncio.sleep(1)
+        assert (await state_of(runs[1])).name == "Enabled"
     assert "the guard itself is broken" in (state.message or "")
 
 
@@ -300,3 +310,73 @@ def test_only_deployments_of_the_packages_own_flows_are_guards() -> None:
     assert [_own_name(entrypoint) for entrypoint in ours] == ["guard"] * 4
     assert [_own_name(entrypoint) for entrypoint in others] == [None] * 5
     assert _own_name("flows/patrol.py:patrol") == "patrol"
+
+
+async def test_a_worker_that_polls_once_waits_for_what_it_took(pool: Pool) -> None:
+    simulation = Simulation(total=100)
+    run = await pool.guard(simulation)
+    await GuardWorker(pool.name).start(run_once=True, printer=lambda *_: None)
+    assert (await state_of(run)).message == "succeeded"
+
+
+def test_a_resumed_run_keeps_its_deadline_and_takes_no_job_from_anybody() -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    given = {"minutes": 90, "take_over": True, "until": None}
+    run = FlowRun(flow_id=uuid4(), parameters=given)
+    assert parameters_of(run) == given
+    run = run.model_copy(update={"start_time": began})
+    later = parameters_of(run)
+    assert later == {"minutes": None, "take_over": False, "until": began + timedelta(minutes=90)}
+
+
+async def test_starts_keep_their_pace_and_grow_rarer_while_prefect_is_busy() -> None:
+    pace = Pace(100)
+    began = time.monotonic()
+    for _ in range(20):
+        async with pace.turn():
+            pass
+    assert time.monotonic() - began >= 19 / 100
+    for _ in range(3):
+        pace.bad()
+    assert pace.interval == pytest.approx(0.08)
+    for _ in range(100):
+        pace.bad()
+    assert pace.interval <= 30
+    for _ in range(100):
+        pace.good()
+    assert pace.interval == pytest.approx(0.01)
+
+
+async def test_of_two_workers_that_find_an_orphan_one_puts_it_back(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with get_client() as client:
+        await client.set_flow_run_state(run, Running(name="Enabled"), force=True)
+    gone = f"{gethostname()}:1:1:{run}"  # process 1 began at another time
+    async with await Ledger.open() as ledger:
+        await ledger.acquire_lease(simulation.job.key, gone, time.time(), 3600)
+    looks = [Adoption(pool.name, silent_seconds=3600) for _ in range(4)]
+    assert sum(await asyncio.gather(*(look.look(()) for look in looks))) == 1
+    assert (await state_of(run)).name == "Resuming"
+    assert sum(await asyncio.gather(*(look.look(()) for look in looks))) == 0
+
+
+async def test_a_run_whose_guard_lives_elsewhere_is_left_alone(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation)
+    async with get_client() as client:
+        await client.set_flow_run_state(run, Running(name="Enabled"), force=True)
+    async with await Ledger.open() as ledger:
+        await ledger.acquire_lease(simulation.job.key, f"elsewhere:1:1:{run}", time.time(), 3600)
+    assert await Adoption(pool.name, silent_seconds=0).look(()) == 0
+    assert (await state_of(run)).name == "Enabled"
+
+
+async def test_an_orphan_that_was_being_cancelled_is_cancelled(pool: Pool) -> None:
+    run = await pool.guard(Simulation(total=10**6))
+    async with get_client() as client:
+        await client.set_flow_run_state(run, Running(), force=True)
+        await client.set_flow_run_state(run, Cancelling(), force=True)
+    await asyncio.sleep(0.01)
+    assert await Adoption(pool.name, silent_seconds=0).look(()) == 1
+    assert (await state_of(run)).is_cancelled()

@@ -122,9 +122,7 @@ async def _is_unchanged(run: FlowRun) -> bool:
             now = (await client.read_flow_run(run.id)).state
     except ObjectNotFound:
         return False
-    return (
-        now is not None and run.state is not None and (now.type, now.name) == (run.state.type, run.state.name)
-    )
+    return now is not None and run.state is not None and now.id == run.state.id
 
 
 async def _put_back(orphan: _Orphan) -> None:

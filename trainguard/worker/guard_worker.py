@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from trainguard.worker.host import GuardHost
     from trainguard.worker.overseer import Overseer
+    from trainguard.worker.service import Service
 
 STUCK_SECONDS = 120.0
 """The worker is not healthy once the guards' event loop has not turned for so long."""
@@ -61,6 +62,8 @@ class GuardWorker(BaseWorker[BaseJobConfiguration, BaseVariables, GuardWorkerRes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._overseer: Overseer | None = None
         self._stopping = False
+        self._taking = 0
+        """Runs that Prefect may call ours already, and no guard serves yet."""
 
     @classmethod
     def get_default_base_job_template(cls) -> dict[str, Any]:
@@ -79,17 +82,26 @@ class GuardWorker(BaseWorker[BaseJobConfiguration, BaseVariables, GuardWorkerRes
 
     async def teardown(self, *exc_info: Any) -> None:
         """Stop: guards lay down their duty, unless they may run on to their end (`--run-once`)."""
-        self._stopping = True
         if self._host is not None:
             if exc_info and exc_info[0] is not None:
                 await self._drain(self._host)
             else:
-                await self._host.join()
+                await self._finish(self._host)
             await self._host.close()
         await super().teardown(*exc_info)
 
+    async def _finish(self, host: GuardHost) -> None:
+        """Wait for what was taken, to its end."""
+        while self._submitting_flow_run_ids or host.ids():
+            await host.join()
+            await asyncio.sleep(0.1)
+
     async def _drain(self, host: GuardHost) -> None:
+        self._stopping = True
         patience = self._settings_now().drain_seconds
+        deadline = monotonic() + patience
+        while self._taking and monotonic() < deadline:  # noqa: ASYNC110 - once in a worker's life
+            await asyncio.sleep(0.05)
         self._logger.info("Handing over %d guards; no job is touched.", len(host.ids()))
         late = await host.drain(patience)
         if late:
@@ -103,7 +115,12 @@ class GuardWorker(BaseWorker[BaseJobConfiguration, BaseVariables, GuardWorkerRes
         return turning and super().is_worker_still_polling(query_interval_seconds)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Take what is scheduled. Prefect away ends no guard: the next poll asks again."""
+        """Take what is scheduled. Prefect away ends no guard: the next poll asks again.
+
+        Raises RuntimeError where the guards' thread has ended: whoever started the worker starts it again.
+        """
+        if self._host is not None and not self._host.is_alive():
+            raise RuntimeError("the thread that runs the guards has ended")
         try:
             return await super().get_and_submit_flow_runs()
         except httpx.HTTPError as problem:
@@ -165,19 +182,27 @@ class GuardWorker(BaseWorker[BaseJobConfiguration, BaseVariables, GuardWorkerRes
             if isinstance(flow, ConfigError):
                 await self._refuse(flow_run, flow)
                 return False
-            state: State[Any] = await propose_state(self.client, Pending(), flow_run_id=flow_run.id)
-        except Abort:
-            return False
+            service = await self._take(flow_run, flow, host)
         except httpx.HTTPError as problem:
             pace.bad()
             self._logger.warning("Flow run %s will be started later: %s", flow_run.name, problem)
             return False
-        if not state.is_pending():
+        if service is None:
             return False
-        service = host.serve(flow_run, flow, self._ended)
         await asyncio.wait([asyncio.wrap_future(service.begun)], timeout=BEGIN_SECONDS)
         pace.good() if service.begun.done() else pace.bad()
         return True
+
+    async def _take(self, flow_run: FlowRun, flow: Flow[..., Any], host: GuardHost) -> Service | None:
+        """Make a run ours and serve it; None where Prefect gives it to nobody or another worker was first."""
+        self._taking += 1
+        try:
+            state: State[Any] = await propose_state(self.client, Pending(), flow_run_id=flow_run.id)
+            return host.serve(flow_run, flow, self._ended) if state.is_pending() else None
+        except Abort:
+            return None
+        finally:
+            self._taking -= 1
 
     def _ended(self, run_id: UUID) -> None:
         """Free the place of a run; called in the guards' thread."""

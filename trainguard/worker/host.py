@@ -62,6 +62,10 @@ class GuardHost:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, 10.0)
 
+    def is_alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def ids(self) -> frozenset[UUID]:
         """The flow runs that are served now. From any thread."""
         return frozenset(self._services.copy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from trainguard.core.decision import Lease
 
 logger = logging.getLogger(__name__)
-
-_ADOPTING = "/adopting"
 
 
 def lease_key(run: FlowRun) -> str:
@@ -53,7 +52,7 @@ async def served_by_another(run: FlowRun) -> bool:
 
 def holds(lease: Lease, run: FlowRun) -> bool:
     """Whether a lease was taken for this flow run."""
-    return holder_flow_run(lease.holder).removesuffix(_ADOPTING) == str(run.id)
+    return holder_flow_run(lease.holder).partition("/")[0] == str(run.id)
 
 
 def is_dead(lease: Lease) -> bool:
@@ -69,7 +68,8 @@ async def claimed(run: FlowRun, dead: Lease | None) -> AsyncIterator[bool]:
         if dead is not None:
             # Frees it only while it is still that holder's: of two who saw it dead one gets it.
             await ledger.release_lease(dead)
-        holder = f"{lease_holder(str(run.id))}{_ADOPTING}"
+        # A name of its own for each claim: a lease is given again to the holder that has it.
+        holder = f"{lease_holder(str(run.id))}/{secrets.token_hex(4)}"
         try:
             lease = await ledger.acquire_lease(key, holder, time.time(), LEASE_SECONDS)
         except LeaseHeldError:

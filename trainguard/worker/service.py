@@ -55,7 +55,8 @@ class Service:
             await self._serve()
         except asyncio.CancelledError:
             logger.info("guard of flow run %s stopped: %s", self.run.name, self.order.stop or "lease lost")
-        except Exception as bug:
+        except (Exception, SystemExit) as bug:
+            # Left to itself, SystemExit would end the event loop, and with it all other guards.
             logger.exception("serving flow run %s failed", self.run.id)
             await _end(
                 self.run.id, Crashed(message=f"the worker could not go on: {type(bug).__name__}: {bug}")
