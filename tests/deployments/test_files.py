@@ -56,7 +56,7 @@ def test_the_example_names_what_compose_demands_and_gives_nothing() -> None:
 
 
 def test_no_password_is_written_down() -> None:
-    secret = re.compile(r"(password|auth|secret|requirepass)\w*\s*[:=]\s*\S+|://[^\s/$:]*:[^\s/$]+@", re.I)
+    secret = re.compile(r"(password|auth|secret)\w*\s*[:=]\s*\S+|requirepass\s+\S+|://[^\s/$:]*:[^\s/$]+@", re.I)
     harmless = re.compile(r"\$\{|\$\$|secretKeyRef|NAME:PASSWORD|USER:PASSWORD|:PASSWORD@|generic trainguard")
     for path in (COMPOSE, *MANIFESTS, *(SHIPPED / "systemd").glob("*")):
         for line in path.read_text("utf-8").splitlines():
@@ -164,6 +164,7 @@ def test_compose_and_the_scaled_manifests_set_the_same_things() -> None:
     from_secret = {
         "PREFECT_API_DATABASE_CONNECTION_URL",
         "PREFECT_REDIS_MESSAGING_URL",
+        "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL",
         "PREFECT_SERVER_DOCKET_URL",
         "PREFECT_SERVER_API_AUTH_STRING",
         "PREFECT_API_AUTH_STRING",

@@ -155,5 +155,5 @@ async def test_a_block_without_settings_gets_in_from_within_a_real_pod(
 
     phase = await until(over, 120)
     log = await kubectl("-n", namespace, "logs", "guard", check=False)
-    assert phase == "Succeeded", log
+    assert phase == "Succeeded", f"{log} {json.dumps(await kubectl.get('pod', 'guard', '-n', namespace))}"
     expect_healthy([json.loads(log.splitlines()[-1])])

@@ -273,3 +273,8 @@ async def test_no_run_is_left_that_looks_alive(story: Story) -> None:
         runs = await client.read_flow_runs(limit=200)
     alive = [(run.name, run.state) for run in runs if run.state is None or not run.state.is_final()]
     assert not alive
+
+
+def test_neither_server_nor_services_had_anything_to_complain_of(story: Story) -> None:
+    for name in ("server", "services"):
+        assert "Traceback" not in story.site.log(name), story.site.log(name)[-3000:]
