@@ -37,6 +37,8 @@ class Candidate:
     fact: str = ""
     """What the scheduler says, where it is that which fits."""
     when: float | None = None
+    unlike: bool = False
+    """None of its lines is as a program prints it, in logs that are known to be whole."""
 
     @property
     def first(self) -> Hit | None:
@@ -48,7 +50,7 @@ class Candidate:
         """0 may be a root, 1 is too common to stand beside one, 2 follows from one."""
         if self.rule.cascade:
             return 2
-        return 1 if self.rule.weak or self.rule.rank >= SYMPTOM else 0
+        return 1 if self.rule.weak or self.rule.rank >= SYMPTOM or self.unlike else 0
 
     @property
     def from_the_job(self) -> bool:
@@ -94,6 +96,8 @@ def gather(
         rule = catalogue.by_id[name]
         count = sum(one.count(name) for one in scanned)
         found += _judged(rule, hits, count, scanned, timeline)
+    for candidate in found if observation is not None else ():
+        candidate.unlike = candidate.from_the_job and all(hit.unlike for hit in candidate.hits)
     found += _by_series(catalogue, scanned, timeline)
     return found + _by_facts(catalogue, observation, {c.rule.id for c in found})
 

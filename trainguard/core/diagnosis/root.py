@@ -113,7 +113,8 @@ def _same_crash(one: Candidate, other: Candidate) -> bool:
 
 
 def _nearness(candidate: Candidate) -> int:
-    return max(candidate.rule.rank, _HEARSAY_RANK) if candidate.hearsay else candidate.rule.rank
+    doubtful = candidate.hearsay or candidate.unlike
+    return max(candidate.rule.rank, _HEARSAY_RANK) if doubtful else candidate.rule.rank
 
 
 def _place(ranking: Ranking, other: Candidate) -> None:
@@ -177,7 +178,7 @@ def confidence(ranking: Ranking, observation: Observation | None) -> float:
     }
     if rivals - {root.rule.fault}:
         value -= 0.15
-    if root.hearsay or root.echo or root.survived:
+    if root.hearsay or root.unlike or root.echo or root.survived:
         value = min(value, 0.45)
     if observation is not None:
         value = _joined(value, root, observation)

@@ -16,7 +16,7 @@ from trainguard.core.diagnosis.rule import Near, Rule
 from trainguard.core.diagnosis.steps import Point, points
 from trainguard.core.diagnosis.stream import Stream, bounds, chunks
 from trainguard.core.diagnosis.text import Head, Stamp, clean, head
-from trainguard.core.diagnosis.traceback import EXCEPTION, owners_frame
+from trainguard.core.diagnosis.traceback import EXCEPTION, RAISED, owners_frame
 from trainguard.core.evidence import EvidenceKind
 
 _KEPT = 4
@@ -61,6 +61,8 @@ class Hit:
     echo: Echo | None
     stream_kind: EvidenceKind
     code: str = ""
+    unlike: bool = False
+    """Not as a program prints it: an exception without its traceback, or another rank's line in a rank's own file."""
 
 
 @dataclass(slots=True)
@@ -231,16 +233,17 @@ class _Scanner:
             kept = found.kept[key] = _Kept()
         kept.count += 1
         first = len(kept.first) < _KEPT
-        code, stamp = "", line.stamp
+        code, stamp, unlike = "", line.stamp, False
         if first and not match.rule.healthy:
             stamp = stamp or _stamp_before(before(), line.rank)
             if EXCEPTION.match(line.body) or match.rule.scope == "code":
                 code = owners_frame(_messages(before(), line.rank, _FRAMES))
+            unlike = self._unlike(line, before)
         hit = Hit(
             match.rule,
             found.index,
             number,
-            text[:2000],
+            _excerpt(text, line, match),
             line.rank,
             line.node,
             stamp,
@@ -249,12 +252,28 @@ class _Scanner:
             match.echo,
             found.stream.kind,
             code,
+            unlike,
         )
         (kept.first if first else kept.last).append(hit)
         if match.rule.healthy and match.echo is None:
             found.healthy[match.rule.id] += 1
             if found.healthy[match.rule.id] == ENOUGH_SIGNS:
                 self._settled = self._matcher.settled(found.healthy)
+
+    def _unlike(self, line: Head, before: Callable[[], bytes]) -> bool:
+        own = self._found.stream.source.rank
+        if own is not None and line.rank not in (None, own):
+            return True
+        return RAISED.search(line.body) is not None and not _messages(before(), line.rank, _FRAMES)
+
+
+_EXCERPT = 2000
+
+
+def _excerpt(text: str, line: Head, match: Match) -> str:
+    """A line, or the part of a long one that fits the rule."""
+    start = len(text) - len(line.body) + match.start
+    return text[:_EXCERPT] if start < _EXCERPT // 2 else text[start - _EXCERPT // 4 :][:_EXCERPT]
 
 
 def _message_before(before: bytes) -> str:

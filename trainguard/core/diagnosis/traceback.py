@@ -9,6 +9,8 @@ EXCEPTION = re.compile(
     r"(?:[A-Za-z_][\w]*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Warning|Iteration|Fault|Timeout|Refused|NotFound))(?::|$)"
 )
 """The last line of a traceback: an exception's name."""
+RAISED = re.compile(r"(?:^\s{0,5000}|[\]>:-] )(?:[A-Za-z_]\w*\.){0,8}[A-Z]\w{2,60}(?:Error|Exception): ")
+"""An exception's last line, also behind a prefix."""
 _FRAME = re.compile(r'\s*File "(?P<path>[^"\n]{1,400})", line (?P<line>\d{1,7})')
 _IPYTHON = re.compile(
     r"(?:File )?(?P<path>[~/][^\s:]{1,400}\.py|<ipython-input[^>]*>):(?P<line>\d{1,7}), in |Cell In\["
