@@ -42,7 +42,7 @@ async def until(ask: Callable[[], Awaitable[T | None]], what: str, patience: flo
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {patience:.0f} s: {what}")
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)  # each look opens a ledger or asks Prefect: it is not free
 
 
 async def until_there(path: Path, what: str, patience: float = PATIENCE) -> None:
