@@ -14,7 +14,8 @@ from prefect.exceptions import PrefectException
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelled, Cancelling
 
-from tests.flows.simulation import Simulation, until
+from tests.flows.simulation import Simulation
+from tests.survival.scene import until
 from trainguard.core.decision import Answer, ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import IncidentState

@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import get_client
 
-from tests.flows.simulation import SimulatedClusterBlock, Simulation, until
-from tests.survival.scene import Channel
+from tests.flows.simulation import SimulatedClusterBlock, Simulation
+from tests.survival.scene import Channel, until
 from trainguard.blocks.notifier import SlackWebhook
 from trainguard.core import health
 from trainguard.core.action import Action, Fence, Outcome
@@ -100,8 +100,9 @@ Trial = Callable[["Sight", str], Coroutine[Any, Any, None]]
 class Sight:
     """A job on a cluster of its own, its guard, and where its owner is told."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, ledger: Ledger) -> None:
         self.simulation = Simulation(total=100_000)
+        self.ledger = ledger
         self.cluster = self.simulation.cluster
         self.channel = channel
 
@@ -115,8 +116,7 @@ class Sight:
 
     async def shown(self, wanted: str) -> bool | None:
         """Whether the guard's state in Prefect has that name."""
-        async with await Ledger.open() as ledger:
-            lease = await ledger.lease(self.simulation.job.key)
+        lease = await self.ledger.lease(self.simulation.job.key)
         if lease is None:
             return None
         async with get_client() as client:
@@ -125,14 +125,13 @@ class Sight:
 
     async def acting(self) -> bool | None:
         """Whether an action is on record."""
-        found = await self.simulation.incidents()
-        async with await Ledger.open() as ledger:
-            return (bool(found) and bool(await ledger.intents(found[-1].id))) or None
+        found = await self.ledger.incidents(self.simulation.job.key)
+        return (bool(found) and bool(await self.ledger.intents(found[0].id))) or None
 
     async def recovered(self) -> bool | None:
         """Whether the newest incident ended well."""
-        found = await self.simulation.incidents()
-        return (bool(found) and found[-1].state is IncidentState.RECOVERED) or None
+        found = await self.ledger.incidents(self.simulation.job.key)
+        return (bool(found) and found[0].state is IncidentState.RECOVERED) or None
 
     async def finish(self, guarding: asyncio.Task[Any]) -> None:
         """The job came back exactly once; its owner ends it."""
@@ -148,9 +147,9 @@ async def try_all(trial: Trial, channel: Channel, faults: Sequence[str]) -> None
     clusters = []
     await SimulatedClusterBlock.register_type_and_schema()
     try:
-        async with asyncio.TaskGroup() as trials:
+        async with await Ledger.open() as ledger, asyncio.TaskGroup() as trials:
             for fault in faults:
-                sight = Sight(channel)
+                sight = Sight(channel, ledger)
                 clusters.append(sight.cluster.name)
                 trials.create_task(trial(sight, fault), name=fault)
                 await asyncio.sleep(0.5)
