@@ -56,7 +56,9 @@ def test_the_example_names_what_compose_demands_and_gives_nothing() -> None:
 
 
 def test_no_password_is_written_down() -> None:
-    secret = re.compile(r"(password|auth|secret)\w*\s*[:=]\s*\S+|requirepass\s+\S+|://[^\s/$:]*:[^\s/$]+@", re.I)
+    secret = re.compile(
+        r"(password|auth|secret)\w*\s*[:=]\s*\S+|requirepass\s+\S+|://[^\s/$:]*:[^\s/$]+@", re.I
+    )
     harmless = re.compile(r"\$\{|\$\$|secretKeyRef|NAME:PASSWORD|USER:PASSWORD|:PASSWORD@|generic trainguard")
     for path in (COMPOSE, *MANIFESTS, *(SHIPPED / "systemd").glob("*")):
         for line in path.read_text("utf-8").splitlines():

@@ -54,16 +54,31 @@ async def test_a_field_that_does_not_exist_is_refused(kubectl: Kubectl, places: 
     assert "livenessProb" in told
 
 
-async def told_by(process: asyncio.subprocess.Process) -> list[dict[str, Any]]:
-    """What `in_pod.py` printed."""
-    out, err = await asyncio.wait_for(process.communicate(), 120)
-    assert process.returncode == 0, err.decode()[-3000:]
-    return [json.loads(line) for line in out.decode().splitlines()]
+async def told_by(process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """The next that `in_pod.py` says."""
+    assert process.stdout is not None and process.stderr is not None
+    line = await asyncio.wait_for(process.stdout.readline(), 120)
+    assert line, (await process.stderr.read()).decode()[-3000:]
+    answer: dict[str, Any] = json.loads(line)
+    return answer
 
 
-def expect_healthy(told: list[dict[str, Any]]) -> None:
+async def bound_token(kubectl: Kubectl, namespace: str, secret: str) -> str:
+    """A token of the test's account that is worth nothing once a Secret is deleted, as a pod's is with its pod."""
+    await kubectl("-n", namespace, "create", "secret", "generic", secret)
+    bound = {"kind": "Secret", "apiVersion": "v1", "name": secret}
+    ask = {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {"boundObjectRef": bound},
+    }
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/tg/token"
+    answer = json.loads(await kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(ask)))
+    return str(answer["status"]["token"])
+
+
+def expect_healthy(answer: dict[str, Any]) -> None:
     """A block without any setting got in, saw the job, and may do what was bound."""
-    (answer,) = told
     assert answer["in_cluster"] is True
     assert answer["liveness"] == "running"
     assert (answer["job_seen"], answer["logs_readable"]) == (True, True)
@@ -71,7 +86,7 @@ def expect_healthy(told: list[dict[str, Any]]) -> None:
     assert "drain_node" not in answer["possible"]
 
 
-async def test_a_block_without_settings_gets_in_with_the_files_a_pod_has(
+async def test_a_block_without_settings_gets_in_with_the_files_a_pod_has_and_stays_in(
     account: Account, kubectl: Kubectl, namespace: str, tmp_path: Path
 ) -> None:
     """Token and CA lie where the kubelet puts them, in a file system view of the test's own."""
@@ -79,7 +94,8 @@ async def test_a_block_without_settings_gets_in_with_the_files_a_pod_has(
     await account.bind("trainguard-restart-jobs")
     await started(kubectl, namespace)
     await kubectl("wait", "--for=condition=Ready", "pod", "-l", "app=train", "-n", namespace, "--timeout=30s")
-    (tmp_path / "token").write_text(account.token)
+    first, second = [await bound_token(kubectl, namespace, name) for name in ("first", "second")]
+    (tmp_path / "token").write_text(first)
     (tmp_path / "ca.crt").write_bytes((Path(os.environ["TG_KUBE_PKI"]) / "ca.crt").read_bytes())
     (tmp_path / "namespace").write_text(namespace)
     server = urlsplit(os.environ["TG_KUBE_SERVER"])
@@ -97,10 +113,26 @@ async def test_a_block_without_settings_gets_in_with_the_files_a_pod_has(
             "KUBERNETES_SERVICE_PORT": str(server.port),
         },
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    assert process.stdin is not None
     expect_healthy(await told_by(process))
+
+    (tmp_path / "token").write_text(second)  # as the kubelet does within the hour
+    await kubectl("-n", namespace, "delete", "secret", "first")
+    bearer = ["--server", os.environ["TG_KUBE_SERVER"], "--token", first, "--insecure-skip-tls-verify"]
+
+    async def refused() -> bool | None:
+        told = await Kubectl("/dev/null")(*bearer, "get", "--raw", "/api", check=False)
+        return "Unauthorized" in told or "must be logged in" in told or None
+
+    await until(refused, 40)
+    process.stdin.write(b"\n")
+    expect_healthy(await told_by(process))
+    process.stdin.close()
+    assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 def pod(namespace: str) -> dict[str, Any]:
@@ -156,4 +188,4 @@ async def test_a_block_without_settings_gets_in_from_within_a_real_pod(
     phase = await until(over, 120)
     log = await kubectl("-n", namespace, "logs", "guard", check=False)
     assert phase == "Succeeded", f"{log} {json.dumps(await kubectl.get('pod', 'guard', '-n', namespace))}"
-    expect_healthy([json.loads(log.splitlines()[-1])])
+    expect_healthy(json.loads(log.splitlines()[-1]))

@@ -63,6 +63,7 @@ class Site:
     def __init__(self, folder: Path, lab: Mapping[str, str]) -> None:
         self.folder = folder
         self.port, self.worker_port = free_port(), free_port()
+        self._lab = Path(lab["TG_PG_LAB"])
         self._places = {
             "@postgres:5432": f"@127.0.0.1:{lab['TG_PG_PORT']}",
             "@redis:6379": f"@127.0.0.1:{lab['TG_REDIS_PORT']}",
@@ -112,11 +113,14 @@ class Site:
         return self.launch(self.contained(name), self.environment(name), name)
 
     def launch(self, command: list[str], environment: dict[str, str], log: str) -> subprocess.Popen[bytes]:
-        """Start any process that ends with this site."""
+        """Start any process that ends with this site, or with the lab where the tests were killed."""
+        own = {**environment, "TG_PG_LAB": str(self._lab)}
         with (self.folder / f"{log}.log").open("ab") as output:
             process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=output, start_new_session=True, cwd=ROOT
+                command, env=own, stdout=output, stderr=output, start_new_session=True, cwd=ROOT
             )
+        with (self._lab / "launched").open("a") as pids:
+            pids.write(f"{process.pid}\n")
         self._running.append(process)
         return process
 

@@ -16,6 +16,9 @@ stop() { # pidfile word signal
   kill -9 "$pid"
 }
 
+for pid in $(cat "$lab/launched" 2>/dev/null); do # what tests left that were killed themselves
+  if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "TG_PG_LAB=$lab"; then kill -9 -- "-$pid"; fi
+done
 stop "$lab/db/data/postmaster.pid" postgres INT # at once, however many are connected
 stop "$lab/redis/pid" redis-server TERM
 rm -rf "${lab:?}"

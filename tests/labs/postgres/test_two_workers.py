@@ -140,9 +140,8 @@ async def schedule(story: Story) -> None:
 async def tell(site: Site, folder: Path) -> Story:
     """Kill one worker, freeze one, stop one."""
     story = Story(site, folder, site.environment("worker")["TRAINGUARD_LEDGER_URL"])
-    story.trials = {
-        name: await Trial(folder, name, "autonomous", budgets={"storm_jobs": 100}).start() for name in NAMES
-    }
+    trials = [Trial(folder, name, "autonomous", budgets={"storm_jobs": 100}) for name in NAMES]
+    story.trials = dict(zip(NAMES, await asyncio.gather(*(trial.start() for trial in trials)), strict=True))
     east = story.worker("east", "--limit", str(ONE))
     await story.serves("east", 0)
     await schedule(story)
