@@ -48,7 +48,10 @@ class Collector:
         tasks.append(self._safe("owners", self._owners, obj))
         tasks.append(self._safe("resourcequotas", self._quota, namespace))
         tasks += [self._safe(f"node/{node}", self._node, node) for node in nodes]
-        tasks += [self._safe(f"events of node/{node}", self._node_events, node) for node in nodes]
+        tasks += [
+            self._safe(f"events of node/{node}", self._node_events, node, _first_on(node, pods))
+            for node in nodes
+        ]
         gathered = await asyncio.gather(*tasks)
         state = [_state(obj), *(_state(pod) for pod in pods if pod is not obj)]
         return [*state, *(item for group in gathered for item in group)]
@@ -89,12 +92,13 @@ class Collector:
         mine = [e for e in events if (e.get("involvedObject") or {}).get("uid") in uids | between]
         return _event_lines(f"events -n {namespace}", EvidenceKind.EVENTS, mine)
 
-    async def _node_events(self, node: str) -> list[Evidence]:
+    async def _node_events(self, node: str, since: str) -> list[Evidence]:
+        """What happened to a node since the job came to it: what was before is another's story."""
         path = "/api/v1/events"
         answer = await self._api.kube.get(
             path, limit=500, fieldSelector=f"involvedObject.kind=Node,involvedObject.name={node}"
         )
-        events = answer.get("items") or []
+        events = [e for e in answer.get("items") or [] if _when(e) >= since]
         kernel = [
             e for e in events if KERNEL.search(f"{e.get('reason')} {e.get('message')} {e.get('source')}")
         ]
@@ -148,6 +152,12 @@ def _state(obj: Object) -> Evidence:
     name = f"{str(obj.get('kind')).lower()}/{reading.name(obj)}"
     text = json.dumps(reading.status(obj), indent=1, sort_keys=True)
     return _evidence(name, EvidenceKind.STATUS, text[:100_000])
+
+
+def _first_on(node: str, pods: Sequence[Object]) -> str:
+    """When the first of these pods was made for a node; times of the API sort as text."""
+    mine = [pod for pod in pods if reading.spec(pod).get("nodeName") == node]
+    return min((str(reading.meta(pod).get("creationTimestamp") or "") for pod in mine), default="")
 
 
 def _event_lines(name: str, kind: EvidenceKind, events: Sequence[Object], node: str = "") -> list[Evidence]:

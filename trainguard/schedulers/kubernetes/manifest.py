@@ -16,6 +16,7 @@ from trainguard.core.errors import ConfigError, RefusedError
 from trainguard.core.job import Job, ResumeBy
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.kinds import Kind, found, known_kind, pod_templates, put
+from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit, training_containers
 from trainguard.transports.kube import Object
 
 KEPT_FENCES = 16
@@ -161,7 +162,9 @@ def _resume(kind: Kind, manifest: Object, checkpoint: str, job: Job) -> None:
     # Kubernetes expands $(NAME) in arguments and variables; a path is taken as it stands
     value = checkpoint.replace("$(", "$$(")
     places = (
-        [manifest["spec"].setdefault("trainer", {})] if kind.name == "TrainJob" else _training(kind, manifest)
+        [manifest["spec"].setdefault("trainer", {})]
+        if kind.name == "TrainJob"
+        else training_containers(kind, manifest)
     )
     if not places:
         raise RefusedError(f"no container of the {kind.name} was found to tell where to resume")
@@ -172,17 +175,6 @@ def _resume(kind: Kind, manifest: Object, checkpoint: str, job: Job) -> None:
             raise RefusedError("a RayJob's entrypoint is a shell line; resume by environment")
         else:
             _set_argument(place, how.name, value)
-
-
-def _training(kind: Kind, manifest: Object) -> list[dict[str, Any]]:
-    """Give the containers that train: of each template the one that is the default, else the first."""
-    places = list[dict[str, Any]]()
-    for template in pod_templates(kind, manifest):
-        containers: list[dict[str, Any]] = (template.get("spec") or {}).get("containers") or []
-        wanted = reading.notes(template).get("kubectl.kubernetes.io/default-container", "")
-        chosen = [one for one in containers if one.get("name") == wanted] or containers[:1]
-        places += chosen
-    return places
 
 
 def _set_env(container: dict[str, Any], name: str, value: str) -> None:
@@ -222,20 +214,26 @@ def _avoid(kind: Kind, manifest: Object, nodes: tuple[str, ...]) -> None:
 
 
 def _memory(kind: Kind, manifest: Object, wanted: int | None) -> None:
-    if not wanted or wanted <= 0:
-        raise RefusedError("no amount of memory was named")
+    now = memory_limit(kind, manifest)
+    wanted = wanted or (now and now * 3 // 2)
+    if not wanted:
+        raise RefusedError("it has no memory limit that could be raised: the node's own memory ran out")
+    if now and wanted <= now:
+        raise RefusedError(f"it has {now} bytes of memory already (policy.limits.memory_bytes)")
     if kind.name == "TrainJob":
         places = [manifest["spec"].setdefault("trainer", {}).setdefault("resourcesPerNode", {})]
     else:
-        places = [one.setdefault("resources", {}) for one in _training(kind, manifest)]
+        places = [one.setdefault("resources", {}) for one in training_containers(kind, manifest)]
     for resources in places:
         for key in ("limits", "requests"):
             resources.setdefault(key, {})["memory"] = str(wanted)
 
 
 def _deadline(kind: Kind, manifest: Object, limit: float | None) -> None:
-    if not limit or limit <= 0:
-        raise RefusedError("no time limit was named")
+    now = time_limit(kind, manifest)
+    limit = limit or (now and now * 1.5)
+    if not limit:
+        raise RefusedError("it has no time limit that could be extended")
     if kind.name == "JobSet":
         for template in found(manifest, "spec.replicatedJobs.*.template"):
             put(template, "spec.activeDeadlineSeconds", int(limit))

@@ -18,6 +18,7 @@ from trainguard.schedulers.kubernetes.informer import Informer, Sight
 from trainguard.schedulers.kubernetes.kinds import KINDS, NODE, JobName, Kind, parse_job_id
 from trainguard.schedulers.kubernetes.ownership import index_words, job_words, own_pods
 from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
+from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
 from trainguard.transports.kube import Object
 
@@ -243,6 +244,7 @@ class ClusterSight:
     def _observation(
         self, ref: JobRef, name: JobName, obj: Object, told: Reading, source: str
     ) -> Observation:
+        kind = KINDS.get(str(obj.get("kind")), name.kind)
         native_id = f"{str(obj.get('kind')).lower()}/{reading.name(obj)} -n {name.namespace}"
         return Observation(
             job=ref,
@@ -260,4 +262,6 @@ class ClusterSight:
             restart_underway=told.restart_underway,
             stuck=told.stuck,
             warning=told.warning[:2000],
+            memory_limit=memory_limit(kind, obj),
+            time_limit=time_limit(kind, obj),
         )
