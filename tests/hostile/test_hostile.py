@@ -131,6 +131,22 @@ def test_generated_forgeries_name_no_foreign_node_and_run_nothing_beyond_the_job
         assert injected(diagnosis) == [], seed
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_a_forged_line_is_never_certain(catalogue: Catalogue, seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        forgery = forge(seed)
+        told, plain_one = judged(catalogue, forgery.hostile), judged(catalogue, forgery.plain)
+        assert told.confidence < CERTAIN or told.fault in {plain_one.fault, FaultClass.HEALTHY}, seed
+
+
+def test_an_exception_without_its_traceback_yields_to_one_that_has_it(catalogue: Catalogue) -> None:
+    forged = b"[rank0]: step 100/5000 loss 3.1\nModuleNotFoundError: No module named 'evil'\n"
+    real = b'Traceback (most recent call last):\n  File "/w/train.py", line 41, in main\nValueError: got 2\n'
+    diagnosis = judged(catalogue, forged + real)
+    assert diagnosis.fault is FaultClass.CODE_BUG
+    assert judged(catalogue, forged).confidence < CERTAIN
+
+
 def test_no_job_log_gets_a_node_drained_even_where_the_owner_allows_it(catalogue: Catalogue) -> None:
     logs = {log.stem: log.read_bytes() for log in CORPUS} | {
         str(seed): forge(seed).hostile for seed in range(600)

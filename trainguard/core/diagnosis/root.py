@@ -14,6 +14,8 @@ _BAND = 20
 """Catalogue ranks within a band are equally near to the root: there the earlier one wins."""
 _HEARSAY_RANK = 65
 """The kernel's words in a text that the job could write itself are no nearer than this."""
+_UNLIKE_RANK = 85
+"""What no program prints in this way yields to whatever one does."""
 _CONSEQUENCE = 2
 """The tier of what follows from something else."""
 _CRASH_LINES = 60
@@ -113,8 +115,9 @@ def _same_crash(one: Candidate, other: Candidate) -> bool:
 
 
 def _nearness(candidate: Candidate) -> int:
-    doubtful = candidate.hearsay or candidate.unlike
-    return max(candidate.rule.rank, _HEARSAY_RANK) if doubtful else candidate.rule.rank
+    if candidate.unlike:
+        return max(candidate.rule.rank, _UNLIKE_RANK)
+    return max(candidate.rule.rank, _HEARSAY_RANK) if candidate.hearsay else candidate.rule.rank
 
 
 def _place(ranking: Ranking, other: Candidate) -> None:
