@@ -60,9 +60,11 @@ async def test_a_night_of_memory_and_eviction_ends_with_a_finished_training(
     await block.save(CLUSTER, overwrite=True)
     job = job_of(namespace, "Job", "train", checkpoints=CHECKPOINTS)
     slug = f"kubernetes-cluster/{CLUSTER}"
-    guarding = asyncio.create_task(
-        guard(job=job, cluster=slug, policy=NIGHT, cadence=QUICK, return_state=True)
-    )
+
+    async def stand() -> Any:
+        return await guard(job=job, cluster=slug, policy=NIGHT, cadence=QUICK, return_state=True)
+
+    guarding = asyncio.create_task(stand())
     await until(lambda: _reached(tmp_path, 30), 120)
     await kubectl("taint", "node", NODE, "night=yes:NoExecute")
     await asyncio.sleep(5)
