@@ -24,6 +24,8 @@ from trainguard.core.errors import LeaseLostError
 RESUMING = "Resuming"
 """Name of the state of a run that waits for the next worker. A cancellation ends such a run at once."""
 KEYS_A_LIFE = 1000
+_ANOTHERS = frozenset({"Refused", "Fenced"})
+"""Names of the states in which a guard ends because another one has its job."""
 
 
 class Stop(StrEnum):
@@ -108,7 +110,7 @@ class GuardRunEngine(AsyncFlowRunEngine[..., Any]):
 
     async def handle_success(self, result: Any) -> Any:
         """Report how the guard ended, unless another worker goes on with this very flow run."""
-        if isinstance(result, State) and result.name == "Refused":
+        if isinstance(result, State) and result.name in _ANOTHERS:
             await self._leave_if_served_elsewhere()
         return await super().handle_success(result)
 
