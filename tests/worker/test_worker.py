@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling, Paused, Running
 from prefect.utilities.engine import propose_state
@@ -31,6 +31,7 @@ from trainguard.tasks.context import GuardContext
 from trainguard.testing.simulated import Fault, FaultKind, SimulatedJob
 from trainguard.worker import GuardWorker
 from trainguard.worker.adoption import Adoption
+from trainguard.worker.engine import GuardRunEngine
 from trainguard.worker.pace import Pace
 from trainguard.worker.service import parameters_of
 
@@ -380,3 +381,23 @@ async def test_an_orphan_that_was_being_cancelled_is_cancelled(pool: Pool) -> No
     await asyncio.sleep(0.01)
     assert await Adoption(pool.name, silent_seconds=0).look(()) == 1
     assert (await state_of(run)).is_cancelled()
+
+
+async def test_a_guard_that_has_just_ended_is_not_handed_over(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = GuardRunEngine.set_state
+
+    async def told_late(engine: GuardRunEngine, state: State[Any], force: bool = False) -> State[Any]:
+        reported = await original(engine, state.model_copy(), force)
+        if state.is_completed():
+            assert engine.flow_run is not None
+            engine.flow_run.state = Running()  # the answer is still on its way when the worker stops
+            await asyncio.sleep(30)
+        return reported
+
+    monkeypatch.setattr(GuardRunEngine, "set_state", told_late)
+    run = await pool.guard(Simulation(total=100))
+    async with pool.worker():
+        await reached(run, "Completed")
+    assert (await state_of(run)).message == "succeeded"

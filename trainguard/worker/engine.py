@@ -130,6 +130,8 @@ class GuardRunEngine(AsyncFlowRunEngine[..., Any]):
         """Show a stop on purpose as what it is."""
         stop = self.order.stop if self.order is not None else None
         with CancelScope(shield=True):
+            if await self._is_final():
+                return
             if stop is Stop.CANCEL:
                 await self.set_state(Cancelled(message="cancelled in Prefect; the job goes on"), force=True)
             elif stop is Stop.HAND_OVER:
@@ -137,6 +139,15 @@ class GuardRunEngine(AsyncFlowRunEngine[..., Any]):
                 await self.set_state(Scheduled(name=RESUMING, message=message), force=True)
             elif stop is None and not await self._lost(exc):
                 await super().handle_crash(exc)
+
+    async def _is_final(self) -> bool:
+        """Whether the run's end reached Prefect before the stop reached the guard."""
+        assert self.flow_run is not None
+        state = (await self.client.read_flow_run(self.flow_run.id)).state
+        if state is None or not state.is_final():
+            return False
+        self.flow_run.state = state
+        return True
 
     async def _lost(self, exc: BaseException) -> bool:
         cancelled = isinstance(exc, asyncio.CancelledError) and self.served_elsewhere is not None
