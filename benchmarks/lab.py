@@ -120,7 +120,7 @@ class Lab:
 
     def trouble(self) -> list[str]:
         """Lines of the workers' and the server's logs that tell of an error."""
-        words = ("Traceback", "ERROR", "503", "database is locked", "CRITICAL")
+        words = ("Traceback", "| ERROR", " 503 ", "database is locked", "CRITICAL")
         logs = [*self.folder.glob("worker-*.log"), self.folder / "prefect" / "server.log"]
         lines = (line for log in logs for line in log.read_text("utf-8", "replace").splitlines())
         return [line[:200] for line in lines if any(word in line for word in words)]

@@ -218,6 +218,13 @@ measures one and keeps the others. Every figure is one run on one machine; the b
   with one task run a minute. Few of them fit, so few are measured and the rest is extrapolated per guard.
 - `soak` and `growth` let time pass as fast as the guard keeps up.
 - `slurm_poll` and `kubernetes_watch` need their labs.
+
+What keeps the records small: between checks a guard only looks, without a task run. Of a healthy job's checks
+one every half hour is shown in Prefect as a task run and on the guard's page; all checks of a job's first
+hour, all uncertain ones and all with news are. Each check has its line in the run's log and in the ledger,
+where sameness leaves one row a quarter of an hour. After 2,000 checks the guard hands over to a new flow run.
+Events are most of what a task run leaves; Prefect drops them after `PREFECT_SERVER_EVENTS_RETENTION_PERIOD`
+(7 days), and ended flow runs where its `db_vacuum` is switched on.
 """
 
 
