@@ -36,6 +36,7 @@ from trainguard.ledger.ledger import Ledger
 pytestmark = [pytest.mark.lab("postgres"), pytest.mark.timeout(600)]
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 ONE, ALL = 3, 6
+LOOKS = 8
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Story:
             "PREFECT_WORKER_QUERY_SECONDS": "0.5",
             "TRAINGUARD_WORKER_STARTS_A_SECOND": "20",
             "TRAINGUARD_WORKER_ADOPT_SECONDS": "1",
+            "TRAINGUARD_WORKER_WATCH_SECONDS": "0.5",
             "TRAINGUARD_WORKER_SILENT_SECONDS": "60",
         }
         program = [sys.executable, "-m", "tests.labs.postgres.far_worker", host, str(self.folder)]
@@ -94,6 +96,12 @@ class Story:
             return Counter((await self.holders()).values()) == Counter(shares) or None
 
         await until(so, f"guarded by {shares}; last {await self.holders()}")
+
+    async def stays(self, **shares: int) -> None:
+        """See for some of the workers' looks that nobody loses a job."""
+        for _ in range(LOOKS):
+            assert Counter((await self.holders()).values()) == Counter(shares)
+            await asyncio.sleep(0.5)
 
     async def recovered(self, *names: str) -> None:
         """Wait until these jobs are back."""
@@ -194,6 +202,7 @@ async def _freeze(story: Story, worker: subprocess.Popen[bytes], names: list[str
     story.note("west frozen", await story.holders())
     worker.send_signal(signal.SIGCONT)
     await story.serves("west", 0)
+    await story.stays(south=ALL)
     story.note("west continued", await story.holders())
 
 
