@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-LABS ?= slurm kubernetes
+LABS ?= slurm kubernetes postgres
 UV := $(shell sed -n 's/^\(uv==[0-9.]*\).*/\1/p' requirements.lock)
 
 .PHONY: setup check format test test-labs demo bench docs lock clean

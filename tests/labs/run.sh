@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts each real server that is asked for, runs its tests, stops it. LABS="slurm kubernetes" selects.
+# Starts each real server that is asked for, runs its tests, stops it. LABS="slurm" selects.
 # A lab is a folder here with up.sh (installs and starts, prints the path of an env file as its last
 # line), down.sh, and test_*.py marked `lab("<name>")`. Several labs run side by side: they wait, mostly.
 set -u
@@ -10,7 +10,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   echo "make test-labs installs Debian packages and starts servers: it needs root on Debian." >&2
   exit 2
 fi
-read -ra labs <<<"${LABS:-slurm kubernetes}"
+read -ra labs <<<"${LABS:-slurm kubernetes postgres}"
 for lab in "${labs[@]}"; do
   if [ ! -x "$here/$lab/up.sh" ]; then
     echo "no lab named '$lab'; there are: $(cd "$here" && ls -d */ | tr -d / | tr '\n' ' ')" >&2
