@@ -149,7 +149,7 @@ def _chosen(notes: list[str]) -> list[int]:
     closing = max(i for i, name in enumerate(names) if name == "update_incident")
     if ALL:
         return list(range(ALL, len(names) + 1))
-    kinds = ("acquire_lease", "open_incident", "add_diagnosis", "write_intent", "perform", "create_flow_run")
+    kinds = ("open_incident", "write_intent", "perform")
     return [closing - names[: closing + 1][::-1].index(kind) + 1 for kind in kinds]
 
 
@@ -160,7 +160,7 @@ async def test_a_worker_killed_after_any_write_is_followed_by_one_that_loses_and
         dry = await Case(tmp_path, "dry").begin()
         await dry.survive(first)
         points = _chosen(dry.trial.points.read_text().split("\n"))
-        assert len(points) >= 6
+        assert len(points) >= 3
         queue = list(reversed(points))
         failed: list[str] = []
 
@@ -178,7 +178,7 @@ async def test_a_worker_killed_after_any_write_is_followed_by_one_that_loses_and
 
 async def test_a_worker_killed_while_it_adopts_leaves_the_orphan_to_the_next(tmp_path: Path) -> None:
     async with nursery(tmp_path / "workers.log") as workers:
-        for point in range(1, 8 if ALL else 4):
+        for point in range(1, 8) if ALL else (2,):
             case = await Case(tmp_path, f"adopting-{point}").begin()
             opened = await _killed_with_an_incident(case, workers)
             assert opened
