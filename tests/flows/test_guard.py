@@ -87,7 +87,7 @@ async def test_an_idle_job_that_stays_silent_is_restarted() -> None:
 
 
 async def test_a_live_job_that_one_source_calls_lost_waits_for_a_person() -> None:
-    simulation = Simulation(Fault(FaultKind.NAN, 95), total=10**6)
+    simulation = Simulation(Fault(FaultKind.NAN, 195), total=10**6)
     guarding = simulation.guard()
     question = await simulation.question()
     assert simulation.starts == 1

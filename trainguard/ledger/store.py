@@ -77,11 +77,13 @@ class Store:
         return await _finish(self._patiently(lambda: self._serially(fenced)))
 
     async def _read(self, work: Work[T]) -> T:
+        """Run `work`; to its end too: a connection cut off while it opens is never closed."""
+
         async def once() -> T:
             await self._find_file()
             return await self._transaction(work, writes=False)
 
-        return await self._patiently(once)
+        return await _finish(self._patiently(once))
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try again while the database is locked, at most `patience` seconds."""
