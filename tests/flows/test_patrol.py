@@ -74,7 +74,7 @@ async def guards_of(name: str) -> list[str]:
 async def test_each_job_that_is_selected_is_guarded_and_recovered_also_one_that_comes_later(
     cluster: SimulatedCluster, start: Patrol
 ) -> None:
-    begin_job(cluster, "llama-1", Fault(FaultKind.NCCL, 95), total=400)
+    begin_job(cluster, "llama-1", Fault(FaultKind.NCCL, 495), total=800)
     other = begin_job(cluster, "bert-1")
     running = start("llama")
     later = begin_job(cluster, "llama-2", total=400)
@@ -107,8 +107,10 @@ async def test_a_job_that_failed_before_the_patrol_is_left_alone_unless_failures
 async def test_a_job_is_guarded_again_only_when_a_new_incarnation_of_it_runs(
     cluster: SimulatedCluster, start: Patrol
 ) -> None:
-    ref = begin_job(cluster, "job", Fault(FaultKind.CODE_BUG, 20))
+    ref = begin_job(cluster, "job")
     start(policy=Policy(preset=Preset.OBSERVE))
+    await until(status_is(ref, "Enabled"), "a guard stands")
+    cluster.crash("job", FaultKind.CODE_BUG)
     await until(status_is(ref, "Completed"), "the first guard ended")
     rounds = cluster.queries
     await until(lambda: _more(cluster, rounds + 6), "some more rounds")
