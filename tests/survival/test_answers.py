@@ -14,7 +14,7 @@ from prefect.exceptions import PrefectException
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelled, Cancelling
 
-from tests.flows.simulation import Simulation
+from tests.flows.simulation import SimulatedClusterBlock, Simulation
 from tests.survival.scene import until
 from trainguard.core.decision import Answer, ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
@@ -129,14 +129,17 @@ async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts
     assert not await simulation.answer(question, Answer.APPROVE)
 
 
-@pytest.mark.parametrize("state", [Cancelling(), Cancelled()])
-async def test_cancelling_the_question_refuses_it(state: Any) -> None:
-    simulation, guarding, question = await ask()
-    async with get_client() as client:
-        await client.set_flow_run_state(UUID(question.flow_run_id), state, force=True)
-    assert "refused by who cancelled the run" in (await guarding).message
-    assert simulation.starts == 1
-    assert await in_state(question.flow_run_id, StateType.CANCELLED, StateType.COMPLETED)
+async def test_cancelling_the_question_refuses_it() -> None:
+    async def cancel(state: Any) -> None:
+        simulation, guarding, question = await ask()
+        async with get_client() as client:
+            await client.set_flow_run_state(UUID(question.flow_run_id), state, force=True)
+        assert "refused by who cancelled the run" in (await guarding).message
+        assert simulation.starts == 1
+        assert await in_state(question.flow_run_id, StateType.CANCELLED, StateType.COMPLETED)
+
+    await SimulatedClusterBlock.register_type_and_schema()
+    await asyncio.gather(cancel(Cancelling()), cancel(Cancelled()))
 
 
 async def test_cancelling_the_guard_leaves_the_question_to_the_next_one(

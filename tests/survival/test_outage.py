@@ -58,7 +58,7 @@ async def tell(stage: Scene) -> Story:
     story = Story(stage, {trial.name: trial for trial in made})
     trials = story.trials
     trials["diagnosed"].tell("hold-collect")
-    process = stage.guard(*made, environment={"PREFECT_CLIENT_MAX_RETRIES": "3"} if SHORT else None)
+    process = stage.guard(*made, environment={"PREFECT_CLIENT_MAX_RETRIES": "2"} if SHORT else None)
     for trial in made:
         await stage.status(trial, "Enabled")
     for name in ("diagnosed", "before", "during", "after"):
