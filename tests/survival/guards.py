@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect.exceptions import PrefectHTTPStatusError
+
 from trainguard.blocks.local_host import LocalHost
 from trainguard.blocks.notifier import SlackWebhook
 from trainguard.core import health
@@ -93,14 +95,24 @@ async def stand(folder: Path, job: dict[str, Any], plan: dict[str, Any]) -> None
     """Guard one job and note how its guard ended."""
     notifiers = [SlackWebhook(url=plan["tell"], allow_any_host=True)] if plan.get("tell") else None
     block = LocalHost()
-    ended = await guard(
-        job=load_job(folder / "job", block.cluster_name()),
-        cluster=block,
-        policy=Policy(preset=Preset(job["preset"]), **job.get("policy", {})),
-        cadence=QUICK,
-        notifiers=notifiers,
-        return_state=True,
-    )
+    guarded = load_job(folder / "job", block.cluster_name())
+    while True:
+        try:
+            ended = await guard(
+                job=guarded,
+                cluster=block,
+                policy=Policy(preset=Preset(job["preset"]), **job.get("policy", {})),
+                cadence=QUICK,
+                notifiers=notifiers,
+                return_state=True,
+            )
+            break
+        except PrefectHTTPStatusError:
+            # SQLite answers 503 to a burst of starts: who starts a flow tries again, while it has not begun.
+            async with await Ledger.open() as ledger:
+                if await ledger.job_status(guarded.key) is not None:
+                    raise
+            await asyncio.sleep(2)
     with (folder / "ends").open("a") as ends:
         ends.write(json.dumps([os.getpid(), ended.type.value, ended.name, ended.message]) + "\n")
 
@@ -115,7 +127,7 @@ async def main() -> None:
     async with asyncio.TaskGroup() as guards:
         for job in plan["jobs"]:
             guards.create_task(stand(Path(job["folder"]), job, plan))
-            await asyncio.sleep(0.5)  # SQLite answers 503 to a burst of starts
+            await asyncio.sleep(0.5)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun
 from tests.survival.scene import Scene, Server, Trial, scene, until, until_there
 from trainguard.core.incident import IncidentState
 
-OUTAGE = float(os.environ.get("TRAINGUARD_OUTAGE_SECONDS", "25"))
+OUTAGE = float(os.environ.get("TRAINGUARD_OUTAGE_SECONDS", "35"))
 SHORT = OUTAGE < 120
 SOON = 60.0
 """Seconds within which recovery must go on though Prefect is away: seconds when idle, more on a busy machine."""
@@ -58,7 +58,7 @@ async def tell(stage: Scene) -> Story:
     story = Story(stage, {trial.name: trial for trial in made})
     trials = story.trials
     trials["diagnosed"].tell("hold-collect")
-    process = stage.guard(*made, environment={"PREFECT_CLIENT_MAX_RETRIES": "2"} if SHORT else None)
+    process = stage.guard(*made, environment={"PREFECT_CLIENT_MAX_RETRIES": "3"} if SHORT else None)
     for trial in made:
         await stage.status(trial, "Enabled")
     for name in ("diagnosed", "before", "during", "after"):
