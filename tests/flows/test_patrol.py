@@ -107,16 +107,17 @@ async def test_a_job_that_failed_before_the_patrol_is_left_alone_unless_failures
 async def test_a_job_is_guarded_again_only_when_a_new_incarnation_of_it_runs(
     cluster: SimulatedCluster, start: Patrol
 ) -> None:
-    ref = begin_job(cluster, "job")
+    name = f"again-{uuid4().hex[:6]}"
+    ref = begin_job(cluster, name)
     start(policy=Policy(preset=Preset.OBSERVE))
     await until(status_is(ref, "Enabled"), "a guard stands")
-    cluster.crash("job", FaultKind.CODE_BUG)
+    cluster.crash(name, FaultKind.CODE_BUG)
     await until(status_is(ref, "Completed"), "the first guard ended")
     rounds = cluster.queries
     await until(lambda: _more(cluster, rounds + 6), "some more rounds")
-    assert len(await guards_of("job")) == 1
-    begin_job(cluster, "job")
-    await until(lambda: _count("job", 2), "a second guard")
+    assert len(await guards_of(name)) == 1
+    begin_job(cluster, name)
+    await until(lambda: _count(name, 2), "a second guard")
 
 
 async def _more(cluster: SimulatedCluster, count: int) -> bool | None:

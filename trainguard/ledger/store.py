@@ -152,7 +152,7 @@ class Store:
             raise _ReplacedError(f"{path} was replaced by another file")
 
     async def _dispose(self) -> None:
-        await self._engine.dispose()
+        await _finish(self._engine.dispose())
 
 
 class _ReplacedError(LedgerUnavailableError):
