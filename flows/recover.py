@@ -14,9 +14,9 @@ from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Pl
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.tasks.act import act_all
 from trainguard.tasks.ask import (
-    ApprovalForm,
     as_approved,
     earlier_answer,
+    form_for,
     name_the_overruled,
     pause_for_form,
     put_question,
@@ -94,7 +94,7 @@ async def _ask(incident: Incident) -> Incident:
 async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -> ApprovalAnswer | None:
     """Pause this run for the form in the UI; an answer from anywhere else resumes it."""
     context = current_guard()
-    form = ApprovalForm.with_initial_data(description=await approval_text(incident, request))
+    form = form_for(incident.id, await approval_text(incident, request))
     pause = asyncio.create_task(pause_for_form(context, request, form))
     try:
         answer = await wait_for_answer(context, incident, request, pause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any, Literal
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from prefect.flow_runs import apause_flow_run, aresume_flow_run
 from prefect.input import RunInput
 from prefect.input.actions import aread_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
-from pydantic import Field
+from pydantic import Field, create_model
 
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident
@@ -30,6 +31,8 @@ SHOW_AGAIN_SECONDS = 10.0
 MARGIN = 900
 """Seconds by which Prefect's own pause outlives our deadline: ours must fire first."""
 
+INCIDENT = "The incident that this answers; leave it as it is."
+
 
 class ApprovalForm(RunInput):
     """What a person fills in on the paused run's page."""
@@ -45,6 +48,14 @@ class ApprovalForm(RunInput):
         pattern=r"^$|^[0-9]+(\.[0-9]+)?[kKmMgGtT]?$",
         description="Other memory size, such as 64G; empty keeps the plan's.",
     )
+    incident: str = Field(default="", description=INCIDENT)
+
+
+def form_for(incident_id: str, text: str) -> type[ApprovalForm]:
+    """Make the form of one incident: its id is filled in, and Prefect refuses another."""
+    one = Field(default=incident_id, pattern=f"^{re.escape(incident_id)}$", description=INCIDENT)
+    form = create_model("ApprovalForm", __base__=ApprovalForm, incident=(str, one))
+    return form.with_initial_data(description=text)
 
 
 async def put_question(
@@ -256,6 +267,7 @@ __all__ = [
     "GuardCancelledError",
     "as_approved",
     "earlier_answer",
+    "form_for",
     "name_the_overruled",
     "put_question",
     "wait_for_answer",

@@ -192,6 +192,49 @@ async def test_a_ledger_that_is_gone_is_unavailable_until_it_is_back(
     assert await sqlite.health(KEY) == "y"
 
 
+async def test_an_empty_database_in_the_ledgers_place_is_not_filled(
+    sqlite: Ledger, sqlite_lease: Lease
+) -> None:
+    """One that somebody is still putting back, or made by mistake, would otherwise become a second ledger."""
+    path = sqlite.location.path
+    assert path is not None
+    await sqlite.save_health(sqlite_lease, KEY, "before")
+    away = path.parent / "away"
+    away.mkdir()
+    for part in path.parent.glob("file.db*"):
+        part.rename(away / part.name)
+    with sqlite3.connect(path) as empty:
+        empty.execute("PRAGMA journal_mode=WAL")
+        assert path.stat().st_size
+        with pytest.raises(LedgerUnavailableError, match="no ledger yet"):
+            await sqlite.health(KEY)
+        with pytest.raises(LedgerUnavailableError, match="no ledger yet"):
+            await sqlite.save_health(sqlite_lease, KEY, "x")
+        assert empty.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    empty.close()
+    for part in path.parent.glob("file.db*"):
+        part.unlink()
+    for part in away.iterdir():
+        part.rename(path.parent / part.name)
+    assert await sqlite.health(KEY) == "before"
+    await sqlite.save_health(sqlite_lease, KEY, "after")
+    assert await sqlite.health(KEY) == "after"
+
+
+async def test_a_connection_that_opens_while_the_file_is_away_makes_none(tmp_path: Path) -> None:
+    async with await Ledger.open(f"sqlite:///{tmp_path / 'a b#c%.db'}", patience=2) as ledger:
+        path = ledger.location.path
+        assert path is not None and path.exists()
+        held = path.rename(tmp_path / "away")
+        await ledger._engine.dispose()
+        ledger._identity = None  # as though the look just before had still found it
+        with pytest.raises(LedgerUnavailableError):
+            await ledger.health(KEY)
+        assert not path.exists()
+        held.rename(path)
+        assert await ledger.health(KEY) == ""
+
+
 async def test_a_ledger_put_back_from_a_copy_is_noticed(
     sqlite: Ledger, sqlite_lease: Lease, tmp_path: Path
 ) -> None:

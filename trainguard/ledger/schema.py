@@ -26,8 +26,8 @@ _LOCK = 0x7467_6C64
 """The Postgres advisory lock that lets one process migrate at a time."""
 
 
-def inspect_file(path: Path, migrations: Path = MIGRATIONS) -> None:
-    """Look at a SQLite file without changing it.
+def inspect_file(path: Path, migrations: Path = MIGRATIONS) -> bool:
+    """Look at a SQLite file without changing it, and say whether it holds a ledger: it may be empty yet.
 
     Raises LedgerDamagedError, LedgerVersionError or LedgerUnavailableError, each with the path and the remedy.
     """
@@ -35,14 +35,14 @@ def inspect_file(path: Path, migrations: Path = MIGRATIONS) -> None:
         # Only SQLite may open the file: closing any other handle on it would drop the locks of this process's
         # other connections (fcntl), and another process would then delete the WAL under them.
         if path.stat().st_size == 0:
-            return
+            return False
     except FileNotFoundError:
-        return
+        return False
     except OSError as error:
         raise LedgerUnavailableError(f"{path} can't be read: {error.strerror}") from error
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as found:
-            _inspect(found, path, migrations)
+            return _inspect(found, path, migrations)
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise LedgerUnavailableError(f"{path} can't be read: {error}") from error
@@ -52,7 +52,7 @@ def inspect_file(path: Path, migrations: Path = MIGRATIONS) -> None:
 _REMEDY = "It was not touched; move it away, or put back a copy from its folder, and start again."
 
 
-def _inspect(found: sqlite3.Connection, path: Path, migrations: Path) -> None:
+def _inspect(found: sqlite3.Connection, path: Path, migrations: Path) -> bool:
     if path.stat().st_size <= _CHECKED_WHOLE:
         (verdict,) = found.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
@@ -63,10 +63,11 @@ def _inspect(found: sqlite3.Connection, path: Path, migrations: Path) -> None:
             raise LedgerDamagedError(
                 f"{path} is the database of something else (it has the table {min(names)}). {_REMEDY}"
             )
-        return
+        return False
     # The table's name is a constant of this package.
     rows = found.execute(f"SELECT version_num FROM {tables.VERSION_TABLE}").fetchall()  # noqa: S608
     require_known([version for (version,) in rows], str(path), migrations)
+    return bool(rows)
 
 
 def require_known(versions: Sequence[str], where: str, migrations: Path = MIGRATIONS) -> None:

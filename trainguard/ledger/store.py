@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -37,6 +38,8 @@ _QUEUE = 60.0
 """Seconds to wait for the guards of this process that came first. They move on, or fail for their own reasons."""
 _FROZEN = 3
 """Times the patience that Postgres lets a transaction stand still before it takes its locks away."""
+_SETTLED = 0.5
+"""Seconds for which a file that was put back must stay the same, its side files too, before it is opened."""
 _WRITES = "tg_writes"
 
 
@@ -48,6 +51,7 @@ class Store:
         self._patience = patience
         self._engine = _engine(location, patience)
         self._writer = asyncio.Lock()
+        self._finder = asyncio.Lock()
         self._identity: tuple[int, int] | None = None
 
     async def _prepare(self) -> None:
@@ -142,10 +146,20 @@ class Store:
         try:
             self._check_file(path)
         except _ReplacedError:
-            if path.stat().st_size == 0:  # being put back just now: not ours to fill
-                raise
-            await self._engine.dispose()
-            await self._prepare()
+            async with self._finder:
+                await self._reopen(path)
+
+    async def _reopen(self, path: Path) -> None:
+        """Use the file that lies at `path` now, once it is whole: a ledger is put back in several steps."""
+        with contextlib.suppress(_ReplacedError):
+            return self._check_file(path)  # another of this process's tasks has seen to it
+        before = _parts(path)
+        await asyncio.sleep(_SETTLED)
+        if _parts(path) != before or not await asyncio.to_thread(inspect_file, path):
+            raise _ReplacedError(f"{path} was replaced by a file that is no ledger yet")
+        await self._engine.dispose()
+        await self._prepare()
+        return None
 
     def _check_file(self, path: Path) -> None:
         if _identity(path) != self._identity:
@@ -220,7 +234,9 @@ def _engine(location: Location, patience: float) -> AsyncEngine:
         idle = {"idle_in_transaction_session_timeout": f"{int(patience * _FROZEN * 1000)}"}
         limits = {"timeout": patience, "command_timeout": patience, "server_settings": idle}
         return create_async_engine(location.url, pool_pre_ping=True, connect_args=limits, **pool)
-    engine = create_async_engine(location.url, **pool)
+    # mode=rw: a connection that opens while the file is away must fail, not put an empty one in its place.
+    existing = location.url.set(database=location.path.as_uri(), query={"mode": "rw", "uri": "true"})
+    engine = create_async_engine(existing, **pool)
     event.listen(engine.sync_engine, "connect", _set_up_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
@@ -250,6 +266,11 @@ def _make_room(path: Path) -> None:
         path.touch(mode=0o600)
     except OSError as error:
         raise LedgerUnavailableError(f"{path} can't be made: {error.strerror}") from error
+
+
+def _parts(path: Path) -> dict[str, tuple[int, int]]:
+    """Which files the database consists of."""
+    return {part.name: _identity(part) for part in path.parent.glob(f"{path.name}*") if part.is_file()}
 
 
 def _identity(path: Path) -> tuple[int, int]:
