@@ -19,7 +19,7 @@ ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
 async def open_incident(context: GuardContext, signals: Sequence[Signal]) -> str | None:
     """Open an incident for signs of failure; None where there are none, or they have their incident."""
-    telling = tuple(signal for signal in signals if signal.kind.opens_incident)
+    telling = await _unanswered(context, signals)
     crash = await _unanswered_crash(context)
     if crash is not None and not any(signal.kind is SignalKind.CRASH for signal in telling):
         telling = (crash, *telling)
@@ -40,6 +40,28 @@ async def open_incident(context: GuardContext, signals: Sequence[Signal]) -> str
     )
     await durably(context.ledger.open_incident, context.lease, incident)
     return incident.id
+
+
+async def _unanswered(context: GuardContext, signals: Sequence[Signal]) -> tuple[Signal, ...]:
+    """Those that open an incident, have none yet, and are about the incarnation that is there now.
+
+    A guard that died while it answered one finds it again among what it had not answered.
+    """
+    telling = [signal for signal in signals if signal.kind.opens_incident]
+    if not telling:
+        return ()
+    seen = context.observation.incarnation if context.observation else None
+    known = {
+        (signal.kind, signal.at)
+        for incident in await context.ledger.incidents(context.job.key)
+        for signal in incident.signals
+    }
+    return tuple(
+        signal
+        for signal in telling
+        if (signal.kind, signal.at) not in known
+        and (seen is None or signal.incarnation is None or signal.incarnation.token == seen.token)
+    )
 
 
 async def the_incident(context: GuardContext, incident_id: str) -> Incident:
