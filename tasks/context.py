@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from socket import gethostname
 from typing import TYPE_CHECKING
 
-import psutil
+from psutil import pid_exists
 
 from trainguard.core.action import Access
 from trainguard.core.health import Health
@@ -21,6 +21,7 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
+from trainguard.supervisor.supervisor import boot_id, start_of, stat_of
 
 if TYPE_CHECKING:
     from trainguard.advisors import Advisor
@@ -126,18 +127,21 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 
 
 def _machine() -> str:
-    """Name where this process' number is valid: a container may have its host's name, not its processes."""
+    """Name where this process' number is valid: this boot of a machine, in a container its own processes."""
+    name = f"{gethostname()}/{boot_id()[:8]}"
     try:
         space = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
     except OSError:
-        return gethostname()
-    return gethostname() if space == _FIRST_PID_NAMESPACE else f"{gethostname()}/{space}"
+        return name
+    return name if space == _FIRST_PID_NAMESPACE else f"{name}/{space}"
 
 
 def lease_holder(flow_run_id: str) -> str:
-    """Name this guard so that another process on this machine can tell whether it still lives."""
-    process = psutil.Process()
-    return f"{_machine()}:{os.getpid()}:{int(process.create_time())}:{flow_run_id}"
+    """Name this guard so that another process on this machine can tell whether it still lives.
+
+    A process is told by its number and its start in ticks since boot, which no change of the clock moves.
+    """
+    return f"{_machine()}:{os.getpid()}:{start_of(os.getpid()) or 0}:{flow_run_id}"
 
 
 def holder_is_dead(holder: str) -> bool:
@@ -147,13 +151,11 @@ def holder_is_dead(holder: str) -> bool:
     born = rest.partition(":")[0]
     if host != _machine() or not pid.isdigit() or not born.isdigit():
         return False
-    try:
-        process = psutil.Process(int(pid))
-        return int(process.create_time()) != int(born) or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.AccessDenied:
-        return False
+    now = start_of(int(pid))
+    if now is not None:
+        return now != int(born)
+    # A zombie can be seen; a living process of another user may be hidden (hidepid).
+    return stat_of(int(pid)) is not None or not pid_exists(int(pid))
 
 
 def holder_flow_run(holder: str) -> str:

@@ -22,6 +22,7 @@ from trainguard.core.health import Health
 from trainguard.core.job import Job
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
+from trainguard.core.signal import Signal
 from trainguard.ledger.ledger import Ledger
 from trainguard.schedulers.sharing import shared_watch
 from trainguard.tasks.catalogue import read_rules
@@ -151,6 +152,7 @@ async def _remember(context: GuardContext) -> None:
         context.health = Health.model_validate(state["health"])
         context.reading = Reading.model_validate(state["reading"])
         context.started_at = state["started_at"]
+        context.unanswered = [Signal.model_validate(signal) for signal in state.get("unanswered", ())]
 
 
 async def remember_later(context: GuardContext) -> None:
@@ -159,6 +161,8 @@ async def remember_later(context: GuardContext) -> None:
         "health": context.health.model_dump(mode="json"),
         "reading": context.reading.model_dump(mode="json"),
         "started_at": context.started_at,
+        # Told once by `assess`: a guard that dies before it has answered them would never see them again.
+        "unanswered": [signal.model_dump(mode="json") for signal in context.unanswered],
     }
     await context.ledger.save_health(context.lease, context.job.key, json.dumps(state))
     await context.ledger.save_cursor(context.job.key, context.cursor, context.lease)

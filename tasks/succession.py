@@ -7,11 +7,10 @@ from datetime import datetime
 
 from prefect.context import FlowRunContext
 from prefect.deployments import arun_deployment
-from prefect.runtime import flow_run
 
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.duty import remember_later
-from trainguard.tasks.prefect_view import AWAY
+from trainguard.tasks.prefect_view import AWAY, prefect
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +25,16 @@ async def call_successor(context: GuardContext, deadline: datetime | None) -> st
     await remember_later(context)
     run = FlowRunContext.get()
     # `prefect.runtime.deployment` would name a patrol's deployment in the guards it runs
-    own = run.flow_run.deployment_id if run and run.flow_run else None
-    if own is None:
+    this = run.flow_run if run else None
+    own = this.deployment_id if this else None
+    if this is None or own is None:
         return AD_HOC
-    parameters = {**flow_run.parameters, "take_over": True, "minutes": None}
-    parameters["until"] = deadline.isoformat() if deadline else None
     try:
+        # As they were given: those of this run hold loaded blocks, whose secrets are not written out again.
+        async with prefect() as client:
+            given = (await client.read_flow_run(this.id)).parameters
+        until = deadline.isoformat() if deadline else None
+        parameters = {**given, "take_over": True, "minutes": None, "until": until}
         successor = await arun_deployment(
             own,
             parameters=parameters,

@@ -15,11 +15,15 @@ from prefect.states import Cancelling
 from tests.flows.simulation import Simulation, until
 from trainguard.core.action import ActionKind
 from trainguard.core.decision import Answer
-from trainguard.core.incident import IncidentState
+from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Allow, Policy, Preset
+from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import FaultClass
+from trainguard.flows import guard as guard_module
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.context import GuardContext
+from trainguard.tasks.incidents import open_incident
 from trainguard.testing.simulated import Fault, FaultKind
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
@@ -240,6 +244,36 @@ async def test_a_lost_answer_is_looked_up_and_never_repeated() -> None:
     state = await simulation.guard()
     assert state.message == "succeeded, recovered 1 time"
     assert simulation.starts == 2
+
+
+async def test_a_stall_seen_by_a_guard_that_dies_at_once_is_answered_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation = Simulation(Fault(FaultKind.HANG, 95), total=200)
+    opening, seen = open_incident, asyncio.Event()
+
+    async def dying(context: GuardContext, signals: tuple[Signal, ...]) -> str | None:
+        if any(signal.kind is SignalKind.STALL for signal in signals):
+            seen.set()
+            await asyncio.Event().wait()
+        return await opening(context, signals)
+
+    monkeypatch.setattr(guard_module, "open_incident", dying)
+    guarding = simulation.guard(Policy(allow=(Allow(action=ActionKind.RESTART),)))
+    await asyncio.wait_for(seen.wait(), 60)
+    monkeypatch.setattr(guard_module, "open_incident", opening)
+    guarding.cancel()
+    await asyncio.gather(guarding, return_exceptions=True)
+    assert not await simulation.incidents()
+    again = simulation.guard(Policy(allow=(Allow(action=ActionKind.RESTART),)))
+    (incident,) = await until(lambda: _incidents(simulation), "the incident")
+    assert [signal.kind for signal in incident.signals] == [SignalKind.STALL]
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
+async def _incidents(simulation: Simulation) -> list[Incident] | None:
+    return await simulation.incidents() or None
 
 
 async def test_a_long_guard_hands_over_with_nothing_lost() -> None:

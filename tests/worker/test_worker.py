@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
-from socket import gethostname
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,21 +16,24 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling, Paused, Running
 from prefect.utilities.engine import propose_state
+from pydantic import SecretStr
 
 from tests.flows.simulation import Simulation, until
 from tests.worker.pool import GUARD, Pool, children_of, reached, run_of, state_of
+from trainguard.blocks.notifier import SlackWebhook
 from trainguard.core.decision import Answer
 from trainguard.core.incident import IncidentState
-from trainguard.core.job import Job
+from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Policy, Preset
 from trainguard.flows import guard as guard_module
 from trainguard.flows.guard import guard
 from trainguard.ledger.ledger import Ledger
-from trainguard.tasks.context import GuardContext
+from trainguard.tasks.context import GuardContext, lease_holder
 from trainguard.testing.simulated import Fault, FaultKind, SimulatedJob
 from trainguard.worker import GuardWorker
 from trainguard.worker.adoption import Adoption
 from trainguard.worker.engine import GuardRunEngine
+from trainguard.worker.leases import served_by_another
 from trainguard.worker.pace import Pace
 from trainguard.worker.service import parameters_of
 
@@ -353,7 +355,8 @@ async def test_of_two_workers_that_find_an_orphan_one_puts_it_back(pool: Pool) -
     run = await pool.guard(simulation)
     async with get_client() as client:
         await client.set_flow_run_state(run, Running(name="Enabled"), force=True)
-    gone = f"{gethostname()}:1:1:{run}"  # process 1 began at another time
+    here = lease_holder(str(run)).split(":")[0]
+    gone = f"{here}:1:0:{run}"  # process 1 began at another time
     async with await Ledger.open() as ledger:
         await ledger.acquire_lease(simulation.job.key, gone, time.time(), 3600)
     looks = [Adoption(pool.name, silent_seconds=3600) for _ in range(4)]
@@ -371,6 +374,39 @@ async def test_a_run_whose_guard_lives_elsewhere_is_left_alone(pool: Pool) -> No
         await ledger.acquire_lease(simulation.job.key, f"elsewhere:1:1:{run}", time.time(), 3600)
     assert await Adoption(pool.name, silent_seconds=0).look(()) == 0
     assert (await state_of(run)).name == "Enabled"
+
+
+async def test_the_guard_of_a_job_given_by_its_id_alone_is_found_by_its_lease(pool: Pool) -> None:
+    simulation = Simulation(total=10**6)
+    by_id = simulation.job.model_copy(update={"ref": JobRef(id="job"), "name": "job"})
+    run = await pool.guard(_of(simulation, by_id))
+    async with get_client() as client:
+        await client.set_flow_run_state(run, Running(name="Enabled"), force=True)
+    async with await Ledger.open() as ledger:
+        await ledger.acquire_lease(simulation.job.key, f"elsewhere:1:1:{run}", time.time(), 3600)
+    assert await Adoption(pool.name, silent_seconds=0).look(()) == 0
+    assert await served_by_another(await run_of(run))
+    async with await Ledger.open() as ledger:
+        gone = f"elsewhere:1:1:{run}"
+        await ledger.acquire_lease(simulation.job.key, gone, time.time() - 7200, 3600)
+    assert await Adoption(pool.name, silent_seconds=3600).look(()) == 1
+    assert (await state_of(run)).name == "Resuming"
+
+
+async def test_a_deployed_guard_hands_over_with_its_secrets(pool: Pool) -> None:
+    hook = SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T0/B0/secret"))
+    await hook.save(f"hook-{pool.name}", overwrite=True)
+    block = {"$ref": {"block_document_id": str(hook._block_document_id)}}
+    simulation = Simulation(total=10**6)
+    run = await pool.guard(simulation, checks_a_run=2, notifiers=[block])
+    async with pool.worker():
+        message = (await reached(run, "HandedOver")).message
+        assert message is not None
+        successor = UUID(message.rsplit(" ", 1)[1])
+        await reached(successor, "Enabled", "HandedOver")
+        given = (await run_of(successor)).parameters["notifiers"]
+        assert given == [block]
+    assert simulation.starts == 1
 
 
 async def test_an_orphan_that_was_being_cancelled_is_cancelled(pool: Pool) -> None:

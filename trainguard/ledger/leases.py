@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select, update
+from typing import Any
+
+from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from trainguard.core.decision import Lease
@@ -69,11 +71,24 @@ class Leases(Store):
         async def work(tx: AsyncConnection) -> Lease | None:
             found = select(tables.leases).where(tables.leases.c.job_key == job_key)
             row = (await tx.execute(found)).one_or_none()
-            if row is None or not row.holder:
-                return None
-            return Lease(job_key=row.job_key, holder=row.holder, number=row.number, expires_at=row.expires_at)
+            return None if row is None or not row.holder else _lease(row)
 
         return await self._read(work)
+
+    async def held_leases(self, holder_part: str = "") -> list[Lease]:
+        """Give the leases that somebody holds, expired or not; only those with a word in the holder's name."""
+
+        async def work(tx: AsyncConnection) -> list[Lease]:
+            found = select(tables.leases).where(
+                tables.leases.c.holder != "", tables.leases.c.holder.contains(holder_part, autoescape=True)
+            )
+            return [_lease(row) for row in await tx.execute(found)]
+
+        return await self._read(work)
+
+
+def _lease(row: Row[Any]) -> Lease:
+    return Lease(job_key=row.job_key, holder=row.holder, number=row.number, expires_at=row.expires_at)
 
 
 async def _put(tx: AsyncConnection, lease: Lease) -> Lease:

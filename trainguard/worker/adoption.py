@@ -31,7 +31,7 @@ from trainguard.tasks.context import holder_is_dead
 from trainguard.tasks.prefect_view import AWAY, prefect
 from trainguard.tasks.shared_ledger import shared_ledger
 from trainguard.worker.engine import RESUMING
-from trainguard.worker.leases import claimed, holds, is_dead, lease_key
+from trainguard.worker.leases import claimed, held_for, is_dead
 from trainguard.worker.remains import PAGE, settle_children
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ class Adoption:
         try:
             runs = await self._under_way(own)
             self._alive = {run.id: self._alive[run.id] for run in runs if run.id in self._alive}
+            held = await self._held(runs)
             for run in runs:
-                orphan = await self._orphan(run)
+                orphan = self._orphan(run, held.get(str(run.id)))
                 if orphan is not None and await self._adopt(orphan):
                     adopted += 1
         except (*AWAY, LedgerUnavailableError) as problem:
@@ -88,18 +89,23 @@ class Adoption:
             if len(page) < PAGE:
                 return found
 
-    async def _orphan(self, run: FlowRun) -> _Orphan | None:
+    async def _held(self, runs: Collection[FlowRun]) -> dict[str, Lease]:
+        """The leases by the flow run that they were taken for, where any run's is not known to be alive."""
+        if all(run.id in self._alive and not is_dead(self._alive[run.id]) for run in runs):
+            return {}
+        async with shared_ledger() as ledger:
+            return {held_for(lease): lease for lease in await ledger.held_leases()}
+
+    def _orphan(self, run: FlowRun, lease: Lease | None) -> _Orphan | None:
         known = self._alive.get(run.id)
         if known is not None and not is_dead(known):
             return None
-        async with shared_ledger() as ledger:
-            lease = await ledger.lease(lease_key(run))
-        if lease is not None and holds(lease, run):
-            if is_dead(lease):
-                return _Orphan(run, lease)
-            self._alive[run.id] = lease
-            return None
-        return _Orphan(run, None) if self._is_silent(run) else None
+        if lease is None:
+            return _Orphan(run, None) if self._is_silent(run) else None
+        if is_dead(lease):
+            return _Orphan(run, lease)
+        self._alive[run.id] = lease
+        return None
 
     def _is_silent(self, run: FlowRun) -> bool:
         since = run.state.timestamp if run.state is not None else None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -25,34 +25,38 @@ logger = logging.getLogger(__name__)
 
 
 def lease_key(run: FlowRun) -> str:
-    """Name what a flow run holds: its job, or for a patrol the run itself."""
-    return job_key(run.parameters) or f"flow-run/{run.id}"
+    """Name what a flow run is claimed by: its job where the parameters name all of it, else the run itself.
 
-
-def job_key(parameters: Mapping[str, Any]) -> str | None:
-    """Give the key of the job that a run guards; None for one that guards none itself."""
-    job = parameters.get("job")
+    A job given by its id alone has its cluster from the block: the lease that its guard took names it whole.
+    """
     try:
-        return JobRef.model_validate(job["ref"]).key if isinstance(job, Mapping) else None
-    except (KeyError, ValueError):
-        return None
+        ref = JobRef.model_validate(run.parameters["job"]["ref"])
+    except (KeyError, TypeError, ValueError):
+        return f"flow-run/{run.id}"
+    return ref.key if ref.scheduler and ref.cluster else f"flow-run/{run.id}"
 
 
 async def served_by_another(run: FlowRun) -> bool:
     """Whether another process goes on with this very flow run. On doubt nobody does."""
+    own = lease_holder(str(run.id))
     try:
         async with shared_ledger() as ledger:
-            lease = await ledger.lease(lease_key(run))
+            found = await ledger.held_leases(str(run.id))
     except LedgerUnavailableError:
         return False
-    if lease is None or lease.expires_at <= time.time() or lease.holder == lease_holder(str(run.id)):
-        return False
-    return holds(lease, run)
+    return any(
+        holds(lease, run) and lease.holder != own and lease.expires_at > time.time() for lease in found
+    )
+
+
+def held_for(lease: Lease) -> str:
+    """Give the id of the flow run that a lease was taken for."""
+    return holder_flow_run(lease.holder).partition("/")[0]
 
 
 def holds(lease: Lease, run: FlowRun) -> bool:
     """Whether a lease was taken for this flow run."""
-    return holder_flow_run(lease.holder).partition("/")[0] == str(run.id)
+    return held_for(lease) == str(run.id)
 
 
 def is_dead(lease: Lease) -> bool:
@@ -63,7 +67,7 @@ def is_dead(lease: Lease) -> bool:
 @asynccontextmanager
 async def claimed(run: FlowRun, dead: Lease | None) -> AsyncIterator[bool]:
     """Hold a run's lease for a moment, in place of the dead holder seen before. False: another was first."""
-    key = lease_key(run)
+    key = lease_key(run) if dead is None else dead.job_key
     async with shared_ledger() as ledger:
         if dead is not None:
             # Frees it only while it is still that holder's: of two who saw it dead one gets it.
@@ -84,7 +88,7 @@ async def claimed(run: FlowRun, dead: Lease | None) -> AsyncIterator[bool]:
 @asynccontextmanager
 async def held(run: FlowRun) -> AsyncIterator[None]:
     """Hold a lease on a run that guards no job itself, as a sign of life. Others have their job's."""
-    if job_key(run.parameters) is not None:
+    if "job" in run.parameters:
         yield
         return
     async with shared_ledger() as ledger:
