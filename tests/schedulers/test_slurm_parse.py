@@ -179,6 +179,13 @@ def test_nodes_in_trouble() -> None:
         ("Access/permission denied for job 7", 1, AccessRefusedError),
         ("slurm_update error: Invalid user id", 1, AccessRefusedError),
         ("Requested operation is presently disabled for job 3", 1, RefusedError),
+        ("sbatch: error: Batch job submission failed: Invalid qos specification", 1, RefusedError),
+        ("Job can not be altered now, try again later", 1, RefusedError),
+        ("sbatch: error: Batch job submission failed: Message receive failure", 1, UnreachableError),
+        ("slurm_requeue error: Something never heard of", 1, UnreachableError),
+        ("", 125, UnreachableError),
+        ("Killed", 137, UnreachableError),
+        ("Terminated: invalid", 143, UnreachableError),
     ],
 )
 def test_what_a_failed_command_means(said: str, code: int, error: type[Exception]) -> None:

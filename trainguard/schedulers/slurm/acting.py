@@ -13,7 +13,7 @@ from trainguard.core.errors import AccessRefusedError, NotFoundError, RefusedErr
 from trainguard.core.job import Job, Resume, ResumeBy
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm.changes import Changes, changes_for
-from trainguard.schedulers.slurm.client import SlurmClient, check, slurm
+from trainguard.schedulers.slurm.client import SlurmClient, check, silent, slurm
 from trainguard.schedulers.slurm.detail import Detail, controller_details, stored
 from trainguard.schedulers.slurm.finding import Finder, requeued_and_held
 from trainguard.schedulers.slurm.ids import JobId, is_node_name, job_id
@@ -214,7 +214,10 @@ class Actor:
         (answer,) = await self._client.run([Command(("sh", "-c", script, "sh", path, checkpoint))])
         if answer.code == 5:
             raise RefusedError(f"{path} is there and is no link: it is not replaced")
-        check(answer, f"linking {path}")
+        if silent(answer):
+            raise UnreachableError(f"linking {path}: {answer.problem}")
+        if answer.code != 0:
+            raise RefusedError(f"linking {path}: {answer.problem}")
 
     async def _requeue(self, target: Target, fence: Fence, changes: Changes) -> Outcome:
         """Requeue, held where something must be changed before it may start again."""

@@ -130,7 +130,7 @@ class SlurmClient:
     def _records(answer: Result, mark: str) -> list[Record]:
         if answer.code == 0:
             return parse.squeue_records(answer.text, mark)
-        if any(word in answer.problem.lower() for word in _NO_JOB):
+        if no_such_job(answer):
             return []
         raise UnreachableError(f"the Slurm controller does not answer: {answer.problem}")
 
@@ -180,19 +180,37 @@ def _clock(answer: Result) -> float:
 
 
 def check(answer: Result, what: str) -> None:
-    """Raise what a command's failure means: refused by rights, by Slurm, or nobody there."""
+    """Raise what a command's failure means: no right, refused by Slurm, or no answer.
+
+    Only words known to be Slurm's refusal are one. A killed command and words not known here count as no
+    answer: Slurm may have accepted what was asked.
+    """
     if answer.code == 0:
         return
     problem = answer.problem
-    if answer.code in _NOT_RUN or any(word in problem.lower() for word in _SILENT):
+    said = problem.lower()
+    if silent(answer):
         raise UnreachableError(f"{what}: {problem}")
-    if any(word in problem.lower() for word in _DENIED):
+    if any(word in said for word in _DENIED):
         raise AccessRefusedError(f"{what}: {problem}", "Log in as the job's owner or as a Slurm operator.")
-    raise RefusedError(f"{what}: {problem}")
+    if any(word in said for word in _REFUSED):
+        raise RefusedError(f"{what}: {problem}")
+    raise UnreachableError(f"{what}: {problem}")
 
 
-_NOT_RUN = frozenset({124, 126, 127})
-"""Exit codes of `timeout` where the program took too long or could not be started."""
+def silent(answer: Result) -> bool:
+    """Whether nobody answered: the command was ended, was not run, or says that it reached nobody."""
+    said = answer.problem.lower()
+    return answer.code >= _NOT_RUN or (answer.code != 0 and any(word in said for word in _SILENT))
+
+
+def no_such_job(answer: Result) -> bool:
+    """Whether the controller answered, and knows no such job."""
+    return answer.code != 0 and any(word in answer.problem.lower() for word in _NO_JOB)
+
+
+_NOT_RUN = 124
+"""From here on exit codes are `timeout`'s (too long, could not be started) and, from 128, those of the killed."""
 _SILENT = (
     "unable to contact",
     "timed out",
@@ -204,5 +222,41 @@ _SILENT = (
     "communication",
     "unexpected message",
     "backup",
-    "connection timed out",
+    "send failure",
+    "receive failure",
+    "rate limit",
 )
+_REFUSED = (
+    "invalid",
+    "disabled",
+    "not permitted",
+    "not supported",
+    "not available",
+    "not usable",
+    "unavailable",
+    "unrecognized option",
+    "requires an argument",
+    "job is pending execution",
+    "not pending",
+    "no longer pending",
+    "not running",
+    "not suspended",
+    "already",
+    "violates",
+    "exceed",
+    "limit reached",
+    "more processors",
+    "not in this partition",
+    "no partition",
+    "denied",
+    "too long",
+    "too large",
+    "can not be altered",
+    "dependency",
+    "reservation",
+    "only batch jobs",
+    "batch script",
+    "unable to open file",
+    "unspecified error",
+)
+"""Words of slurm_errno.c's answers by slurmctld, and of sbatch's own complaints before it asks anybody."""
