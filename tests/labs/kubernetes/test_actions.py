@@ -607,7 +607,10 @@ async def test_a_failed_job_that_was_removed_is_made_again_from_what_was_seen(
 WRITES: dict[str, Callable[[Any], bool]] = {
     "mark": lambda asked: asked.method == "PATCH",
     "deletion": lambda asked: asked.method == "DELETE",
-    "creation": lambda asked: asked.method == "POST" and asked.path.endswith("/jobs"),
+    "trial": lambda asked: asked.method == "POST" and "dryRun" in asked.path_qs,
+    "creation": lambda asked: (
+        asked.method == "POST" and asked.path.endswith("/jobs") and "dryRun" not in asked.path_qs
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.schedulers.kubernetes.remake import CONFLICTS, Remaker
 from trainguard.schedulers.kubernetes.rights import REMAKES, SCALED, senseless
 from trainguard.schedulers.kubernetes.sight import ClusterSight
-from trainguard.schedulers.kubernetes.store import ManifestStore
+from trainguard.schedulers.kubernetes.store import ManifestStore, Saved
 from trainguard.schedulers.kubernetes.target import Target, forbid, pods_of, read_target, resolve
 from trainguard.transports.kube import Object
 from trainguard.transports.kube_errors import ConflictError, LostAnswerError
@@ -56,14 +56,18 @@ class Actions:
         """Act once."""
         async with self._locks[job.ref.id]:
             found = await self._find(job, fence)
-            if found is not None and found.status is not OutcomeStatus.UNKNOWN:
-                return found
-            return await self._act(job, action, fence)
+            return found if found is not None else await self._act(job, action, fence)
 
     async def find(self, job: Job, fence: Fence) -> Outcome | None:
-        """Say what became of a fence; finishes what was begun, for it was decided and is under way."""
+        """Say what became of a fence; finishes what was begun, for it was decided and is under way.
+
+        Raises UnreachableError while that takes longer than an action may: whoever asks must go on asking.
+        """
         async with self._locks[job.ref.id]:
-            return await self._find(job, fence)
+            found = await self._find(job, fence)
+        if found is not None and found.status is OutcomeStatus.UNKNOWN:
+            raise UnreachableError(found.detail)
+        return found
 
     async def _find(self, job: Job, fence: Fence) -> Outcome | None:
         name = _name_of(job)
@@ -73,6 +77,7 @@ class Actions:
         except NotFoundError:
             return await self._find_gone(job, name, fence)
         if fence.token not in reading.fences(obj):
+            self._forget(name, fence)
             return await self._nodes.find(fence)
         intent = _intent(obj, fence)
         if intent is None:
@@ -86,8 +91,14 @@ class Actions:
     async def _find_gone(self, job: Job, name: JobName, fence: Fence) -> Outcome | None:
         saved = self._store.load(name.id)
         if saved is not None and saved.fence == fence.token:
-            return await self._finish(job, name, fence)
+            return await self._finish(job, name, saved)
         return await self._nodes.find(fence)
+
+    def _forget(self, name: JobName, fence: Fence) -> None:
+        """Drop what was kept for an object that is still there: its deletion never came."""
+        saved = self._store.load(name.id)
+        if saved is not None and saved.fence == fence.token:
+            self._store.drop(name.id)
 
     async def _find_remade(
         self, job: Job, name: JobName, obj: Object, fence: Fence, intent: Object
@@ -95,18 +106,19 @@ class Actions:
         if intent["action"]["incarnation"]["token"].partition("/")[0] != reading.uid(obj):
             return _done(fence, f"{name.id} was made again as {reading.uid(obj)}")
         if not reading.deleting(obj):
+            self._forget(name, fence)
             return None  # marked and no more: nothing happened
         saved = self._store.load(name.id)
         if saved is None or saved.fence != fence.token:
             # another process began it: what it deletes is still there to be read
             action = Action.model_validate(intent["action"])
-            self._remaker.keep(job, name, obj, action, fence)
-        return await self._finish(job, name, fence)
+            saved = self._remaker.keep(job, name, obj, action, fence)
+        return await self._finish(job, name, saved)
 
-    async def _finish(self, job: Job, name: JobName, fence: Fence) -> Outcome:
+    async def _finish(self, job: Job, name: JobName, saved: Saved) -> Outcome:
         self._sight.remaking.add(name.id)
         try:
-            return await self._remaker.finish(job, name, fence)
+            return await self._remaker.finish(job, name, saved)
         finally:
             self._sight.remaking.discard(name.id)
 

@@ -61,11 +61,11 @@ class KubernetesScheduler(Scheduler, Wakes):
         limits = limits or Limits()
         self._kube = Kube(access)
         self._api = ClusterApi(self._kube)
-        self._sight = ClusterSight(self._api, cluster, limits, self.poll_seconds)
+        store = ManifestStore(manifest_folder)
+        self._sight = ClusterSight(self._api, cluster, limits, self.poll_seconds, store)
         self._rights = Rights(self._kube)
         self._logs = PodLogs(self._kube)
         self._collector = Collector(self._api, self._logs)
-        store = ManifestStore(manifest_folder)
         self._actions = Actions(self._api, self._sight, store, manifests or {}, limits, action_seconds)
         self._volumes = dict(volumes_here or {})
         self._closed = False

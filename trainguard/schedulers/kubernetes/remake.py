@@ -18,6 +18,7 @@ from trainguard.core.errors import (
     AccessRefusedError,
     NotFoundError,
     RefusedError,
+    SchedulerError,
     UnreachableError,
 )
 from trainguard.core.job import Job
@@ -49,20 +50,23 @@ class Remaker:
         """Try it out, mark the old object, delete it, and go on to `finish`."""
         manifest = self._manifest(job, target, action, fence)
         await self._rehearse(target, manifest, fence)
-        self._store.save(Saved(target.name.id, reading.uid(target.obj), fence.token, manifest))
+        saved = Saved(target.name.id, reading.uid(target.obj), fence.token, manifest)
+        self._store.save(saved)
         try:
             await self._delete(job, target, action, fence)
         except (RefusedError, AccessRefusedError, NotFoundError):
             self._store.drop(target.name.id)
             raise
-        return await self.finish(job, target.name, fence)
+        return await self.finish(job, target.name, saved)
 
-    def keep(self, job: Job, name: JobName, obj: Object, action: Action, fence: Fence) -> None:
+    def keep(self, job: Job, name: JobName, obj: Object, action: Action, fence: Fence) -> Saved:
         """Keep what an object that is being deleted is to be made again from."""
         manifest = changed(name.kind, cleaned(name.kind, obj), action, job)
         notes = marked(obj, fence, action, action.incarnation.attempt + 1)
         manifest["metadata"].setdefault("annotations", {}).update(notes)
-        self._store.save(Saved(name.id, reading.uid(obj), fence.token, manifest))
+        saved = Saved(name.id, reading.uid(obj), fence.token, manifest)
+        self._store.save(saved)
+        return saved
 
     async def from_saved(
         self, job: Job, name: JobName, manifest: Object, action: Action, fence: Fence
@@ -71,8 +75,9 @@ class Remaker:
         fresh = changed(name.kind, cleaned(name.kind, manifest), action, job)
         notes = marked(manifest, fence, action, action.incarnation.attempt + 1)
         fresh["metadata"].setdefault("annotations", {}).update(notes)
-        self._store.save(Saved(name.id, action.incarnation.token.partition("/")[0], fence.token, fresh))
-        return await self.finish(job, name, fence)
+        saved = Saved(name.id, action.incarnation.token.partition("/")[0], fence.token, fresh)
+        self._store.save(saved)
+        return await self.finish(job, name, saved)
 
     def _manifest(self, job: Job, target: Target, action: Action, fence: Fence) -> Object:
         manifest = changed(target.name.kind, cleaned(target.name.kind, target.obj), action, job)
@@ -94,7 +99,11 @@ class Remaker:
         await self._api.delete(target.name.kind, target.obj, "Foreground", dry_run=True)
 
     async def _delete(self, job: Job, target: Target, action: Action, fence: Fence) -> None:
-        """Mark and delete exactly what was read; what changed meanwhile is judged again."""
+        """Mark and delete exactly what was read; what changed meanwhile is judged again.
+
+        Raises RefusedError, AccessRefusedError and NotFoundError only where it was surely not deleted.
+        """
+        sent = False
         for _ in range(CONFLICTS):
             kind, obj = target.name.kind, target.obj
             if reading.deleting(obj):
@@ -105,56 +114,79 @@ class Remaker:
                         kind, obj, {"metadata": {"annotations": marked(obj, fence, action)}}
                     )
                 await self._api.delete(kind, obj, "Foreground", unchanged=True)
-            except (ConflictError, LostAnswerError):
-                try:
-                    target = await read_target(self._api, job, self._limits)
-                except NotFoundError:
-                    return
-                if not (reading.deleting(target.obj) and fence.token in reading.fences(target.obj)):
-                    forbid(target, action)
-            else:
                 return
+            except (ConflictError, LostAnswerError) as error:
+                sent = sent or isinstance(error, LostAnswerError)
+            again = await self._judged(job, action, fence, sent)
+            if again is None:
+                return
+            target = again
         raise RefusedError(f"{target.name.id} changes faster than it can be judged")
 
-    async def finish(self, job: Job, name: JobName, fence: Fence) -> Outcome:
-        """Wait until the old one is gone, then create the new one. Does nothing twice."""
-        saved = self._store.load(name.id)
-        if saved is None or saved.fence != fence.token:
-            return _unknown(fence, "the old object is gone and no manifest was kept for this fence")
+    async def _judged(self, job: Job, action: Action, fence: Fence, sent: bool) -> Target | None:
+        """Read again what a write failed on. None: it is gone because a deletion was `sent`."""
+        try:
+            target = await read_target(self._api, job, self._limits)
+        except NotFoundError:
+            if sent:
+                return None
+            raise
+        except AccessRefusedError as error:
+            raise UnreachableError(str(error)) from error
+        if not (reading.deleting(target.obj) and fence.token in reading.fences(target.obj)):
+            forbid(target, action)
+        return target
+
+    async def finish(self, job: Job, name: JobName, saved: Saved) -> Outcome:
+        """Wait until the old one is gone, then create the new one. Does nothing twice.
+
+        The old one is deleted: whatever is refused from here on is tried again, else the job would be lost.
+        """
         until, pause, why = time.monotonic() + self._deadline, 0.1, "time ran out"
         while time.monotonic() < until:
             try:
-                done = await self._step(job, name, saved, fence)
+                done = await self._step(job, name, saved)
             except LostAnswerError as error:
-                return _unknown(fence, f"the answer to the creation was lost: {error}")
-            except UnreachableError as error:
-                done, why = None, str(error)
+                return _outcome(saved, OutcomeStatus.UNKNOWN, f"the answer to the creation was lost: {error}")
+            except SchedulerError as error:
+                done = str(error)
             if isinstance(done, Outcome):
                 self._store.drop(name.id)
                 return done
-            why = done or why
+            why = done
             await asyncio.sleep(pause)
             pause = min(1.0, pause * 1.5)
-        return _unknown(fence, f"{why}; doing it again with the same fence goes on from here")
+        detail = f"{why}; doing it again with the same fence goes on from here"
+        return _outcome(saved, OutcomeStatus.UNKNOWN, detail)
 
-    async def _step(self, job: Job, name: JobName, saved: Saved, fence: Fence) -> Outcome | str:
+    async def _step(self, job: Job, name: JobName, saved: Saved) -> Outcome | str:
         """Go one step; give the outcome, or what is being waited for."""
         try:
             obj = await self._api.get(name.kind, name.namespace, name.name)
         except NotFoundError:
             obj = None
-        if obj is not None and fence.token in reading.fences(obj) and reading.uid(obj) != saved.uid:
-            return self._done(job, name, obj, fence)
         if obj is not None and reading.uid(obj) != saved.uid:
-            raise RefusedError(f"{name.id} was made again by somebody else")
+            if saved.fence in reading.fences(obj):
+                return self._done(job, name, obj, saved)
+            return _outcome(saved, OutcomeStatus.REFUSED, f"{name.id} was made again by somebody else")
         left = await self._left(name, saved)
         if obj is not None:
             return f"{name.id} is being deleted; left: {left or 'nothing but itself'}"
         if left:
             return f"pods of the old one are left: {left}"
-        with contextlib.suppress(ConflictError):  # made or being deleted: the next step tells
-            return self._done(job, name, await self._api.create(name.kind, saved.manifest), fence)
-        return f"{name.id} exists already"
+        return await self._create(job, name, saved)
+
+    async def _create(self, job: Job, name: JobName, saved: Saved) -> Outcome | str:
+        try:
+            made = await self._api.create(name.kind, saved.manifest)
+        except ConflictError:
+            return f"{name.id} exists already"  # made or being deleted: the next step tells
+        except (RefusedError, AccessRefusedError, NotFoundError) as error:
+            if _namespace_ends(error, name.namespace):
+                detail = f"namespace {name.namespace} was deleted, and {name.id} with it"
+                return _outcome(saved, OutcomeStatus.REFUSED, detail)
+            return f"the new one is refused: {error}"
+        return self._done(job, name, made, saved)
 
     async def _left(self, name: JobName, saved: Saved) -> str:
         """Name pods of the old object that may still run; let go of those whose node is fenced."""
@@ -175,11 +207,11 @@ class Remaker:
             left.append(f"{view.name} on {view.node or 'no node'}")
         return ", ".join(left)
 
-    def _done(self, job: Job, name: JobName, obj: Object, fence: Fence) -> Outcome:
+    def _done(self, job: Job, name: JobName, obj: Object, saved: Saved) -> Outcome:
         told = read_job(obj, Scene(time.time(), limits=self._limits))
         native_id = f"{name.kind.name.lower()}/{name.name} -n {name.namespace}"
         return Outcome(
-            fence=fence.token,
+            fence=saved.fence,
             status=OutcomeStatus.DONE,
             at=time.time(),
             detail=f"{name.id} was made again as {reading.uid(obj)}",
@@ -187,5 +219,14 @@ class Remaker:
         )
 
 
-def _unknown(fence: Fence, detail: str) -> Outcome:
-    return Outcome(fence=fence.token, status=OutcomeStatus.UNKNOWN, at=time.time(), detail=detail)
+def _namespace_ends(error: SchedulerError, namespace: str) -> bool:
+    """Tell whether a creation was refused because its namespace is gone or going: it never comes back."""
+    said = str(error)
+    return (
+        f'namespaces "{namespace}" not found' in said
+        or f"in namespace {namespace} because it is being" in said
+    )
+
+
+def _outcome(saved: Saved, status: OutcomeStatus, detail: str) -> Outcome:
+    return Outcome(fence=saved.fence, status=status, at=time.time(), detail=detail)

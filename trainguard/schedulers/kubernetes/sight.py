@@ -20,6 +20,7 @@ from trainguard.schedulers.kubernetes.ownership import index_words, job_words, o
 from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
 from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
+from trainguard.schedulers.kubernetes.store import ManifestStore
 from trainguard.transports.kube import Object
 
 FIRST_LOOK_SECONDS = 15.0
@@ -59,8 +60,11 @@ class _Kept:
 class ClusterSight:
     """The shared watch of one cluster."""
 
-    def __init__(self, api: ClusterApi, cluster: str, limits: Limits, poll_seconds: float) -> None:
+    def __init__(
+        self, api: ClusterApi, cluster: str, limits: Limits, poll_seconds: float, store: ManifestStore
+    ) -> None:
         self._api, self._cluster, self._limits, self._poll_seconds = api, cluster, limits, poll_seconds
+        self._store = store
         self._informers: dict[tuple[str, str], Informer] = {}
         self._last: OrderedDict[JobRef, tuple[str, Observation]] = OrderedDict()
         self._asked: dict[JobRef, tuple[float, Observation]] = {}
@@ -92,6 +96,10 @@ class ClusterSight:
         for ref, name in names.items():
             seen[ref] = await self._one(ref, name)
         return seen
+
+    def being_remade(self, job_id: str) -> bool:
+        """Whether a job that is not there is being made again: by this process now, or by what was kept of it."""
+        return job_id in self.remaking or self._store.load(job_id) is not None
 
     def informer(self, kind: Kind, namespace: str) -> Informer:
         """Give the informer of a kind in a namespace, begun."""
@@ -181,8 +189,8 @@ class ClusterSight:
 
     def _missing(self, ref: JobRef, name: JobName, informer: Informer) -> Observation:
         """Tell finished and vanished, deleted by somebody, being made again, and never heard of apart."""
-        if name.id in self.remaking:
-            return self._being_remade(ref)
+        if self.being_remade(name.id):
+            return self._recreating(ref)
         gone = informer.deleted(name.namespace, name.name)
         if gone is None:
             return Observation(
@@ -202,14 +210,14 @@ class ClusterSight:
         if told.native == "Recreating":
             due = (reading.seconds(reading.meta(gone).get("deletionTimestamp")) or 0) + RECREATE_SECONDS
             if time.time() < due:
-                return self._being_remade(ref)
+                return self._recreating(ref)
         if not told.liveness.terminal:
             told = replace(
                 told, liveness=Liveness.STOPPED, native="Deleted", restart_underway=False, stuck=""
             )
         return self._observation(ref, name, gone, told, str(informer.sight))
 
-    def _being_remade(self, ref: JobRef) -> Observation:
+    def _recreating(self, ref: JobRef) -> Observation:
         return Observation(
             job=ref,
             at=time.time(),
@@ -228,6 +236,8 @@ class ClusterSight:
             obj = await self._api.get(name.kind, name.namespace, name.name)
             made = self._said(ref, name, obj, "get")
         except NotFoundError:
+            if self.being_remade(name.id):
+                return self._recreating(ref)
             made = Observation(
                 job=ref, at=time.time(), source="get", liveness=Liveness.GONE, native="NotFound"
             )

@@ -28,7 +28,7 @@ class Saved:
 
 
 class ManifestStore:
-    """Keeps manifests in memory and, where a folder is given, on disk. Blocking calls, small files."""
+    """Keeps manifests on disk where a folder is given, else in memory. Blocking calls, small files."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
@@ -36,8 +36,8 @@ class ManifestStore:
 
     def save(self, saved: Saved) -> None:
         """Keep it; on disk before this returns."""
-        self._memory[saved.job_id] = saved
         if self._folder is None:
+            self._memory[saved.job_id] = saved
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=".new-")
@@ -49,9 +49,8 @@ class ManifestStore:
 
     def load(self, job_id: str) -> Saved | None:
         """Give what is kept for a job; a damaged file is as good as none."""
-        found = self._memory.get(job_id)
-        if found is not None or self._folder is None:
-            return found
+        if self._folder is None:
+            return self._memory.get(job_id)
         try:
             read = json.loads(self._path(job_id).read_text("utf-8"))
             saved = Saved(**read)
@@ -60,7 +59,7 @@ class ManifestStore:
         return saved if saved.job_id == job_id and isinstance(saved.manifest, dict) else None
 
     def drop(self, job_id: str) -> None:
-        """Forget a job that was made again."""
+        """Forget a job that was made again, or that is not to be."""
         self._memory.pop(job_id, None)
         if self._folder is not None:
             with contextlib.suppress(OSError):

@@ -1,0 +1,226 @@
+"""Acting against a small API server: whatever is refused on the way, a job that was deleted is made again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.schedulers.kubernetes_fake import Asked, FakeKube
+from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
+from trainguard.core.errors import UnreachableError
+from trainguard.core.job import Incarnation, Job, JobRef
+from trainguard.core.observation import Liveness
+from trainguard.schedulers.kubernetes.actions import Actions
+from trainguard.schedulers.kubernetes.api import ClusterApi
+from trainguard.schedulers.kubernetes.kinds import parse_job_id
+from trainguard.schedulers.kubernetes.reading import Limits
+from trainguard.schedulers.kubernetes.sight import ClusterSight
+from trainguard.schedulers.kubernetes.store import ManifestStore
+
+Object = dict[str, Any]
+JOBS, PODS = "/apis/batch/v1/namespaces/ml/jobs", "/api/v1/namespaces/ml/pods"
+JOB = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Job/train"), name="train")
+FENCE = Fence(token="tg-1-0-0", incident="1", lease=1)
+FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
+
+
+class Process:
+    """One process with guards: the adapter's parts over the fake server."""
+
+    def __init__(self, kube: FakeKube, folder: Path | None, deadline: float = 0.5) -> None:
+        self.store = ManifestStore(folder)
+        self.api = ClusterApi(kube)
+        self.sight = ClusterSight(self.api, "c", Limits(), 10.0, self.store)
+        self.actions = Actions(self.api, self.sight, self.store, {}, Limits(), deadline)
+
+
+@pytest.fixture
+def kube() -> FakeKube:
+    one = FakeKube()
+    one.add(JOBS, failed_job())
+    return one
+
+
+@pytest.fixture
+async def process(kube: FakeKube, tmp_path: Path) -> AsyncIterator[Process]:
+    one = Process(kube, tmp_path)
+    yield one
+    await one.sight.close()
+
+
+def failed_job(**metadata: Any) -> Object:
+    template = {"spec": {"containers": [{"name": "main", "image": "i", "command": ["train"]}]}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "train", "namespace": "ml", "uid": "old", **metadata},
+        "spec": {"template": template},
+        "status": {"failed": 1, "conditions": [FAILED]},
+    }
+
+
+def pod_of_old(name: str = "train-1", **metadata: Any) -> Object:
+    owner = {"kind": "Job", "name": "train", "uid": "old", "controller": True}
+    return {
+        "metadata": {"name": name, "namespace": "ml", "ownerReferences": [owner], **metadata},
+        "spec": {"nodeName": "n1"},
+        "status": {"phase": "Running"},
+    }
+
+
+def restart(token: str = "old", kind: ActionKind = ActionKind.RESTART, **more: Any) -> Action:
+    return Action(kind=kind, incarnation=Incarnation(job=JOB.ref, token=token), **more)
+
+
+def refuse(
+    kube: FakeKube, status: int, text: str, when: Callable[[Asked], bool], times: int = 1_000
+) -> list[int]:
+    """Answer with a refusal so many times; the list's only number is how many are left."""
+    left = [times]
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if left[0] <= 0 or not when(asked):
+            return None
+        left[0] -= 1
+        return status, text
+
+    kube.rules.append(rule)
+    return left
+
+
+REFUSALS = [
+    (403, 'jobs.batch "train" is forbidden: exceeded quota: small, requested: count/jobs.batch=1'),
+    (403, 'admission webhook "budget.example" denied the request: not now'),
+    (422, "the webhook finds it invalid"),
+    (400, "bad"),
+    (404, "no such webhook"),
+    (429, "later"),
+]
+
+
+@pytest.mark.parametrize(("status", "text"), REFUSALS)
+async def test_a_creation_that_is_refused_after_the_deletion_is_tried_again(
+    kube: FakeKube, process: Process, status: int, text: str
+) -> None:
+    refuse(kube, status, text, lambda asked: asked.creates, times=2)
+    outcome = await process.actions.perform(JOB, restart(), FENCE)
+    assert outcome.status is OutcomeStatus.DONE
+    assert kube.objects[f"{JOBS}/train"]["metadata"]["uid"] != "old"
+
+
+@pytest.mark.parametrize(("status", "text"), REFUSALS[:3])
+async def test_a_creation_that_goes_on_being_refused_is_not_known_and_found_later(
+    kube: FakeKube, process: Process, status: int, text: str
+) -> None:
+    left = refuse(kube, status, text, lambda asked: asked.creates)
+    outcome = await process.actions.perform(JOB, restart(), FENCE)
+    assert (outcome.status, text in outcome.detail) == (OutcomeStatus.UNKNOWN, True)
+    with pytest.raises(UnreachableError, match="goes on from here"):
+        await process.actions.find(JOB, FENCE)
+    assert (await process.actions.perform(JOB, restart(), FENCE)).status is OutcomeStatus.UNKNOWN
+    left[0] = 0
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+
+
+async def test_rights_that_are_taken_away_in_the_middle_lose_nothing(
+    kube: FakeKube, process: Process
+) -> None:
+    refuse(kube, 403, "forbidden", lambda asked: f"{JOBS}/train" not in kube.objects, times=3)
+    assert (await process.actions.perform(JOB, restart(), FENCE)).status is OutcomeStatus.DONE
+
+
+async def test_a_job_that_somebody_else_made_meanwhile_is_left_alone(
+    kube: FakeKube, process: Process
+) -> None:
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if asked.creates and f"{JOBS}/train" not in kube.objects:
+            kube.add(JOBS, failed_job(uid="theirs"))
+        return None
+
+    kube.rules.append(rule)
+    outcome = await process.actions.perform(JOB, restart(), FENCE)
+    assert (outcome.status, "somebody else" in outcome.detail) == (OutcomeStatus.REFUSED, True)
+    assert await process.actions.find(JOB, FENCE) is None
+    assert kube.objects[f"{JOBS}/train"]["metadata"]["uid"] == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (403, "unable to create new content in namespace ml because it is being terminated"),
+        (404, 'namespaces "ml" not found'),
+    ],
+)
+async def test_a_namespace_that_is_deleted_meanwhile_ends_it(
+    kube: FakeKube, process: Process, status: int, text: str
+) -> None:
+    refuse(kube, status, text, lambda asked: asked.creates)
+    outcome = await process.actions.perform(JOB, restart(), FENCE)
+    assert (outcome.status, "namespace ml" in outcome.detail) == (OutcomeStatus.REFUSED, True)
+    assert not process.store.load("ml/Job/train")
+
+
+async def test_old_pods_that_take_long_to_go_lose_nothing(
+    kube: FakeKube, process: Process, tmp_path: Path
+) -> None:
+    kube.add(PODS, pod_of_old(finalizers=["slow"]))
+    begun = await process.actions.perform(JOB, restart(), FENCE)
+    assert (begun.status, "train-1" in begun.detail) == (OutcomeStatus.UNKNOWN, True)
+    other = Process(kube, tmp_path)
+    for one in (process, other):
+        with pytest.raises(UnreachableError, match="train-1"):
+            await one.actions.find(JOB, FENCE)
+        assert one.sight.being_remade("ml/Job/train")
+    finding = asyncio.create_task(other.actions.find(JOB, FENCE))
+    await asyncio.sleep(0.2)
+    del kube.objects[f"{PODS}/train-1"]
+    found = await finding
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    for one in (process, other):
+        assert not one.sight.being_remade("ml/Job/train")
+        again = await one.actions.find(JOB, FENCE)
+        assert again is not None
+        assert again.status is OutcomeStatus.DONE
+    await other.sight.close()
+
+
+async def test_what_was_kept_before_a_deletion_that_never_came_is_forgotten(
+    kube: FakeKube, process: Process
+) -> None:
+    """A guard killed between the two: its job is not being made again, whoever deletes it later."""
+    refuse(kube, 500, "killed here", lambda asked: asked.method != "GET" and not asked.dry)
+    process.actions._remaker._store = Killed(process.store)
+    with pytest.raises(KeyboardInterrupt):
+        await process.actions.perform(JOB, restart(), FENCE)
+    assert process.sight.being_remade("ml/Job/train")
+    assert await process.actions.find(JOB, FENCE) is None
+    assert not process.sight.being_remade("ml/Job/train")
+
+
+class Killed(ManifestStore):
+    """A store after whose write the process is killed."""
+
+    def __init__(self, store: ManifestStore) -> None:
+        super().__init__(None)
+        self._kept = store
+
+    def save(self, saved: Any) -> None:
+        self._kept.save(saved)
+        raise KeyboardInterrupt
+
+
+async def test_a_job_whose_pods_are_not_gone_yet_is_being_made_again_not_deleted(
+    kube: FakeKube, process: Process
+) -> None:
+    kube.add(PODS, pod_of_old(finalizers=["slow"]))
+    await process.actions.perform(JOB, restart(), FENCE)
+    name = parse_job_id(JOB.ref.id)
+    told = process.sight._missing(JOB.ref, name, process.sight.informer(name.kind, "ml"))
+    assert (told.liveness, told.native, told.restart_underway) == (Liveness.PENDING, "Recreating", True)
