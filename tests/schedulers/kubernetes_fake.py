@@ -44,6 +44,7 @@ class FakeKube(Kube):
         self.objects: dict[str, Object] = {}
         self.rules: list[Callable[[Asked], tuple[int, str] | None]] = []
         self.asked: list[Asked] = []
+        self.page = 500
         self._numbers = itertools.count(1)
 
     def add(self, collection: str, obj: Object) -> Object:
@@ -80,8 +81,7 @@ class FakeKube(Kube):
         if asked.method == "POST":
             return self._create(asked)
         if asked.method == "GET" and plural in PLURALS:
-            under = f"{asked.path}/"
-            return {"items": [one for path, one in self.objects.items() if path.startswith(under)]}
+            return self._list(asked)
         found = self.objects.get(asked.path)
         if found is None:
             raise error_of(404, '{"message": "not found"}', {}, asked.method, asked.path)
@@ -90,6 +90,13 @@ class FakeKube(Kube):
         if asked.method == "DELETE":
             return self._delete(asked, found)
         return found
+
+    def _list(self, asked: Asked) -> Object:
+        found = [one for path, one in self.objects.items() if path.startswith(f"{asked.path}/")]
+        begin = int(str(asked.query.get("continue") or 0))
+        end = begin + self.page
+        more = {"continue": str(end)} if end < len(found) else {}
+        return {"items": found[begin:end], "metadata": {"resourceVersion": "1", **more}}
 
     def _create(self, asked: Asked) -> Object:
         path = f"{asked.path}/{asked.body['metadata']['name']}"

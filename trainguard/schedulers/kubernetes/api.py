@@ -7,14 +7,17 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from trainguard.core.errors import NotFoundError
+from trainguard.core.errors import NotFoundError, UnreachableError
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.kinds import Kind
 from trainguard.transports.kube import Kube, Object
+from trainguard.transports.kube_errors import ExpiredError
 
 ABSENT_SECONDS = 30.0
 """For how long a kind that the cluster does not have is not asked for again."""
 PAGE = 500
+LISTS = 3
+"""How often a list is begun whose mark expires before its last page (410)."""
 
 
 class ClusterApi:
@@ -58,8 +61,7 @@ class ClusterApi:
         path = kind.path(await self.version(kind), namespace)
         return await self.kube.get(path, limit=limit, labelSelector=labels, **{"continue": token})
 
-    async def list(self, kind: Kind, namespace: str, labels: str = "") -> list[Object]:
-        """Read a whole list."""
+    async def _whole(self, kind: Kind, namespace: str, labels: str) -> list[Object]:
         items, token = list[Object](), ""
         while True:
             page = await self.page(kind, namespace, PAGE, token, labels)
@@ -69,6 +71,16 @@ class ClusterApi:
             token = str((page.get("metadata") or {}).get("continue") or "")
             if not token:
                 return items
+
+    async def list(self, kind: Kind, namespace: str, labels: str = "") -> list[Object]:
+        """Read a whole list."""
+        why = ""
+        for _ in range(LISTS):
+            try:
+                return await self._whole(kind, namespace, labels)
+            except ExpiredError as error:
+                why = str(error)
+        raise UnreachableError(f"{kind.plural} can't be listed: {why}")
 
     async def watch(
         self, kind: Kind, namespace: str, version: str, seconds: float, opened: Callable[[], None]
