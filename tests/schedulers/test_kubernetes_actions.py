@@ -16,13 +16,14 @@ from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes.actions import Actions
 from trainguard.schedulers.kubernetes.api import ClusterApi
-from trainguard.schedulers.kubernetes.kinds import parse_job_id
+from trainguard.schedulers.kubernetes.kinds import KINDS, parse_job_id
 from trainguard.schedulers.kubernetes.reading import Limits
+from trainguard.schedulers.kubernetes.rights import Right, needed
 from trainguard.schedulers.kubernetes.sight import ClusterSight
 from trainguard.schedulers.kubernetes.store import ManifestStore
 
 Object = dict[str, Any]
-JOBS, PODS = "/apis/batch/v1/namespaces/ml/jobs", "/api/v1/namespaces/ml/pods"
+JOBS, PODS, NODES = "/apis/batch/v1/namespaces/ml/jobs", "/api/v1/namespaces/ml/pods", "/api/v1/nodes"
 JOB = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Job/train"), name="train")
 FENCE = Fence(token="tg-1-0-0", incident="1", lease=1)
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
@@ -224,3 +225,46 @@ async def test_a_job_whose_pods_are_not_gone_yet_is_being_made_again_not_deleted
     name = parse_job_id(JOB.ref.id)
     told = process.sight._missing(JOB.ref, name, process.sight.informer(name.kind, "ml"))
     assert (told.liveness, told.native, told.restart_underway) == (Liveness.PENDING, "Recreating", True)
+
+
+async def test_a_list_whose_mark_expires_in_the_middle_is_begun_again(
+    kube: FakeKube, process: Process
+) -> None:
+    for n in range(3):
+        kube.add(PODS, pod_of_old(f"train-{n}"))
+    kube.page = 2
+    left = refuse(kube, 410, "expired", lambda asked: "continue" in asked.query, times=2)
+    assert len(await process.api.list(KINDS["Pod"], "ml")) == 3
+    left[0] = 3
+    with pytest.raises(UnreachableError, match="expired"):
+        await process.api.list(KINDS["Pod"], "ml")
+
+
+def dead_node(*taints: str) -> Object:
+    ready = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    spec = {"taints": [{"key": key, "effect": "NoExecute"} for key in taints]}
+    return {"metadata": {"name": "n1"}, "spec": spec, "status": {"conditions": [ready]}}
+
+
+async def test_pods_of_a_fenced_node_are_let_go_and_a_right_that_is_missing_for_it_is_named(
+    kube: FakeKube, process: Process
+) -> None:
+    kube.add(NODES, dead_node("node.kubernetes.io/out-of-service"))
+    kube.add(PODS, pod_of_old())
+    text = 'pods "train-1" is forbidden: User "tg" cannot delete resource "pods"'
+    left = refuse(kube, 403, text, lambda asked: asked.method == "DELETE" and asked.path.startswith(PODS))
+    begun = await process.actions.perform(JOB, restart(), FENCE)
+    assert begun.status is OutcomeStatus.UNKNOWN
+    assert "train-1 on n1" in begun.detail
+    assert 'cannot delete resource "pods"' in begun.detail
+    left[0] = 0
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert f"{PODS}/train-1" not in kube.objects
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"Pod"}))
+def test_a_restart_takes_the_right_to_delete_pods(kind: str) -> None:
+    wanted = needed(ActionKind.RESTART, KINDS[kind], "ml")
+    assert Right("delete", "", "pods", namespace="ml") in wanted

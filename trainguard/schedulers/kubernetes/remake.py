@@ -8,7 +8,6 @@ is kept before that.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import hashlib
 import time
@@ -169,7 +168,7 @@ class Remaker:
             if saved.fence in reading.fences(obj):
                 return self._done(job, name, obj, saved)
             return _outcome(saved, OutcomeStatus.REFUSED, f"{name.id} was made again by somebody else")
-        left = await self._left(name, saved)
+        left = await self._left(name, saved, obj)
         if obj is not None:
             return f"{name.id} is being deleted; left: {left or 'nothing but itself'}"
         if left:
@@ -188,24 +187,33 @@ class Remaker:
             return f"the new one is refused: {error}"
         return self._done(job, name, made, saved)
 
-    async def _left(self, name: JobName, saved: Saved) -> str:
+    async def _left(self, name: JobName, saved: Saved, obj: Object | None) -> str:
         """Name pods of the old object that may still run; let go of those whose node is fenced."""
-        ghost = {**saved.manifest, "kind": name.kind.name}
-        ghost["metadata"] = {**saved.manifest["metadata"], "uid": saved.uid}
         if name.kind.name == "Pod":
-            return ""
-        pods = own_pods(ghost, await self._api.list(KINDS["Pod"], name.namespace))
+            pods: tuple[Object, ...] = () if obj is None else (obj,)
+        else:
+            ghost = {**saved.manifest, "kind": name.kind.name}
+            ghost["metadata"] = {**saved.manifest["metadata"], "uid": saved.uid}
+            pods = own_pods(ghost, await self._api.list(KINDS["Pod"], name.namespace))
         views = [view for view in read_pods(Scene(time.time(), pods)) if not view.ended]
         nodes = await nodes_by_name(self._api, nodes_of(views))
         left = []
         for view in views:
-            node = read_node(nodes, view.node)
+            node, why = read_node(nodes, view.node), ""
             if node.fenced and not node.ready:
-                pod = next(one for one in pods if reading.uid(one) == view.uid)
-                with contextlib.suppress(NotFoundError, ConflictError):
-                    await self._api.delete(KINDS["Pod"], pod, grace=0)
-            left.append(f"{view.name} on {view.node or 'no node'}")
+                why = await self._let_go(next(pod for pod in pods if reading.uid(pod) == view.uid))
+            left.append(f"{view.name} on {view.node or 'no node'}{why}")
         return ", ".join(left)
+
+    async def _let_go(self, pod: Object) -> str:
+        """Delete a pod whose kubelet is off and will never confirm it; say what forbids that."""
+        try:
+            await self._api.delete(KINDS["Pod"], pod, grace=0)
+        except (NotFoundError, ConflictError):
+            return ""
+        except AccessRefusedError as error:
+            return f" (its node is off, but {error})"
+        return ""
 
     def _done(self, job: Job, name: JobName, obj: Object, saved: Saved) -> Outcome:
         told = read_job(obj, Scene(time.time(), limits=self._limits))

@@ -86,7 +86,7 @@ def needed(action: ActionKind, kind: Kind, namespace: str) -> tuple[Right, ...]:
     if action in REMAKES:
         if kind.rolls:
             return (*own("get", "patch"), delete_pods)
-        return own("get", "patch", "delete", "create")
+        return (*own("get", "patch", "delete", "create"), delete_pods)
     if action is ActionKind.DELETE_POD:
         return (*own("get", "patch"), delete_pods)
     if action is ActionKind.DRAIN_NODE:
