@@ -16,7 +16,6 @@ from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import NotifierBlock
 from trainguard.blocks.scheduler_block import SchedulerBlock
 from trainguard.core.action import Access
-from trainguard.core.decision import Lease
 from trainguard.core.errors import LeaseHeldError, LeaseLostError, LedgerUnavailableError, UnreachableError
 from trainguard.core.health import Health
 from trainguard.core.job import Job
@@ -26,17 +25,11 @@ from trainguard.core.signal import Signal
 from trainguard.ledger.ledger import Ledger
 from trainguard.schedulers.sharing import shared_watch
 from trainguard.tasks.catalogue import read_rules
-from trainguard.tasks.context import (
-    GuardContext,
-    guarding,
-    holder_flow_run,
-    holder_is_dead,
-    lease_holder,
-)
+from trainguard.tasks.context import GuardContext, guarding
+from trainguard.tasks.deliver import delivering
 from trainguard.tasks.durable import durably
-from trainguard.tasks.prefect_view import retire
+from trainguard.tasks.lease import keeping, take_lease
 from trainguard.tasks.shared_ledger import shared_ledger
-from trainguard.tasks.tell import tell_record
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +48,6 @@ def _log_to_prefect() -> None:
         ours.addHandler(_ToPrefect(logging.INFO))
     if ours.level == logging.NOTSET:
         ours.setLevel(logging.INFO)
-
-
-LEASE_SECONDS = 60.0
-RENEW_SECONDS = 15.0
 
 
 @asynccontextmanager
@@ -88,7 +77,7 @@ async def on_duty(
         access = await _validated(watch.scheduler.validate(job), known_before=known is not None)
         clock = watch.scheduler.clock
         await durably(ledger.register_job, job, policy.model_dump_json(), clock())
-        lease = await durably(_take_lease, ledger, job.key, flow_run_id, take_over, clock())
+        lease = await durably(take_lease, ledger, job.key, flow_run_id, take_over, clock())
         context = GuardContext(
             job=job,
             policy=policy,
@@ -104,20 +93,11 @@ async def on_duty(
             access=access,
         )
         await durably(_remember, context)
-        owner = asyncio.current_task()
-        assert owner is not None
-        renewing = asyncio.create_task(_keep_lease(context, owner))
         try:
             with guarding(context):
-                yield context
-        except asyncio.CancelledError:
-            if not context.fenced:
-                raise
-            owner.uncancel()
-            raise LeaseLostError(context.fenced) from None
+                async with keeping(context), delivering(context):
+                    yield context
         finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
             await _let_go(context)
 
 
@@ -128,18 +108,6 @@ async def _validated(validation: Awaitable[Access], *, known_before: bool) -> Ac
         if not known_before:
             raise
         return Access(job_seen=False, logs_readable=False, warnings=(str(problem),))
-
-
-async def _take_lease(ledger: Ledger, job_key: str, flow_run_id: str, take_over: bool, now: float) -> Lease:
-    holder = lease_holder(flow_run_id)
-    before = await ledger.lease(job_key)
-    if before is not None and holder_is_dead(before.holder):
-        # Frees it only while it is still the dead one's: of two who saw it dead one gets the job.
-        await ledger.release_lease(before)
-    lease = await ledger.acquire_lease(job_key, holder, now, LEASE_SECONDS, take_over=take_over)
-    if before is not None and holder_flow_run(before.holder) != flow_run_id:
-        await retire(holder_flow_run(before.holder), flow_run_id)
-    return lease
 
 
 async def _remember(context: GuardContext) -> None:
@@ -166,28 +134,6 @@ async def remember_later(context: GuardContext) -> None:
     }
     await context.ledger.save_health(context.lease, context.job.key, json.dumps(state))
     await context.ledger.save_cursor(context.job.key, context.cursor, context.lease)
-
-
-async def hold_on(context: GuardContext) -> None:
-    """Renew the lease. Raises LeaseLostError, LedgerUnavailableError."""
-    context.lease = await context.ledger.renew_lease(context.lease, context.clock(), LEASE_SECONDS)
-
-
-async def _keep_lease(context: GuardContext, owner: asyncio.Task[object]) -> None:
-    """Renew the lease while the guard lives; cancel the guard once another owns the job."""
-    while True:
-        await asyncio.sleep(RENEW_SECONDS)
-        try:
-            await hold_on(context)
-            await tell_record(context, None)
-        except LeaseLostError as problem:
-            logger.warning("another guard owns %s now: this one stops", context.job.key)
-            context.fenced = str(problem)
-            owner.cancel("lease lost")
-            return
-        except LedgerUnavailableError as problem:
-            logger.warning("the lease on %s could not be renewed yet: %s", context.job.key, problem)
-            await tell_record(context, problem)
 
 
 async def _let_go(context: GuardContext) -> None:

@@ -46,6 +46,29 @@ async def test_the_same_holder_keeps_its_number(ledger: Ledger, lease: Lease) ->
     assert (renewed.number, renewed.expires_at) == (lease.number, NOW + 960)
 
 
+async def test_many_are_renewed_together_and_the_lost_ones_are_named(ledger: Ledger) -> None:
+    mine = [await ledger.acquire_lease(f"job-{n}", "guard-1", NOW, 60) for n in range(300)]
+    stolen = await ledger.acquire_lease("job-7", "guard-2", NOW, 60, take_over=True)
+    await ledger.release_lease(mine[8])
+    never = Lease(job_key="never", holder="guard-1", number=1, expires_at=NOW)
+    renewed = [one.model_copy(update={"expires_at": NOW + 100 + n}) for n, one in enumerate(mine)]
+    kept = await ledger.renew_leases([*renewed, never])
+    assert kept == {one.job_key for one in mine} - {"job-7", "job-8"}
+    assert [await ledger.lease(f"job-{n}") for n in (0, 299)] == [renewed[0], renewed[299]]
+    assert await ledger.lease("job-7") == stolen
+    assert await ledger.lease("job-8") is None and await ledger.lease("never") is None
+    assert await ledger.renew_leases([]) == frozenset()
+
+
+async def test_the_held_ones_are_found_by_a_word_in_their_holders_name(ledger: Ledger) -> None:
+    first = await ledger.acquire_lease("one", "host:1:2:run-a", NOW, 60)
+    second = await ledger.acquire_lease("two", "host:1:2:run_b", NOW, 60)
+    await ledger.release_lease(await ledger.acquire_lease("three", "host:1:2:run-a", NOW, 60))
+    assert sorted(await ledger.held_leases(), key=lambda lease: lease.job_key) == [first, second]
+    assert await ledger.held_leases("run-a") == [first]
+    assert await ledger.held_leases("run_") == [second], "no wildcard"
+
+
 async def test_a_released_lease_is_free_and_its_number_is_never_used_again(
     ledger: Ledger, lease: Lease
 ) -> None:

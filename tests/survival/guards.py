@@ -28,7 +28,7 @@ from trainguard.ledger.ledger import Ledger
 from trainguard.schedulers.local import LocalScheduler
 from trainguard.schedulers.local.starting import load_job
 from trainguard.supervisor import supervisor
-from trainguard.tasks import duty, prefect_view, tell
+from trainguard.tasks import lease, prefect_view, tell
 
 QUICK = Cadence(settle=1, young=(1, 2), steady=2, uncertain=1, least=0.1)
 PLACES: dict[str, tuple[Any, str]] = {
@@ -44,8 +44,8 @@ PLACES: dict[str, tuple[Any, str]] = {
 def shorten(plan: dict[str, Any]) -> None:
     """Make waiting times short where the plan says so."""
     wanted = {
-        "lease_seconds": (duty, "LEASE_SECONDS"),
-        "renew_seconds": (duty, "RENEW_SECONDS"),
+        "lease_seconds": (lease, "LEASE_SECONDS"),
+        "renew_seconds": (lease, "RENEW_SECONDS"),
         "unrecorded_seconds": (tell, "UNRECORDED_SECONDS"),
         "blind_seconds": (health, "_BLIND_SECONDS"),
         "cancel_seconds": (prefect_view, "CANCEL_SECONDS"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from trainguard.core.decision import Lease
 from trainguard.core.errors import LeaseHeldError, LeaseLostError
 from trainguard.ledger import tables
 from trainguard.ledger.store import Store, lock_job, require
+
+_AT_ONCE = 250
+"""Leases renewed in one transaction: more would hold their rows for long on a server far away."""
 
 
 class Leases(Store):
@@ -44,6 +48,20 @@ class Leases(Store):
             return await _put(tx, lease.model_copy(update={"expires_at": at + ttl}))
 
         return await self._write(work, lease)
+
+    async def renew_leases(self, leases: Sequence[Lease]) -> frozenset[str]:
+        """Renew many, each to its own `expires_at`, and give the keys of the jobs that are still held."""
+        kept: set[str] = set()
+        # In one order everywhere, so that two processes never wait for each other's rows.
+        ordered = sorted(leases, key=lambda lease: lease.job_key)
+        for first in range(0, len(ordered), _AT_ONCE):
+            some = ordered[first : first + _AT_ONCE]
+
+            async def work(tx: AsyncConnection, some: Sequence[Lease] = some) -> set[str]:
+                return await _renewed(tx, some)
+
+            kept |= await self._write(work)
+        return frozenset(kept)
 
     async def check_lease(self, lease: Lease) -> None:
         """Raise LeaseLostError if another guard owns the job by now, or nobody does."""
@@ -85,6 +103,27 @@ class Leases(Store):
             return [_lease(row) for row in await tx.execute(found)]
 
         return await self._read(work)
+
+
+async def _renewed(tx: AsyncConnection, leases: Sequence[Lease]) -> set[str]:
+    table = tables.leases
+    mine = (
+        table.c.job_key == bindparam("key"),
+        table.c.holder == bindparam("who"),
+        table.c.number == bindparam("which"),
+    )
+    await tx.execute(
+        update(table).where(*mine).values(expires_at=bindparam("until")),
+        [
+            {"key": one.job_key, "who": one.holder, "which": one.number, "until": one.expires_at}
+            for one in leases
+        ],
+    )
+    known = {(one.job_key, one.holder, one.number) for one in leases}
+    found = select(table.c.job_key, table.c.holder, table.c.number).where(
+        table.c.job_key.in_([one.job_key for one in leases])
+    )
+    return {row.job_key for row in await tx.execute(found) if tuple(row) in known}
 
 
 def _lease(row: Row[Any]) -> Lease:

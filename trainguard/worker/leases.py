@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trainguard.core.errors import LeaseHeldError, LeaseLostError, LedgerUnavailableError
 from trainguard.core.job import JobRef
 from trainguard.tasks.context import holder_flow_run, holder_is_dead, lease_holder
-from trainguard.tasks.duty import LEASE_SECONDS, RENEW_SECONDS
+from trainguard.tasks.lease import LEASE_SECONDS, RENEW_SECONDS
 from trainguard.tasks.shared_ledger import shared_ledger
 
 if TYPE_CHECKING:
