@@ -268,3 +268,43 @@ async def test_pods_of_a_fenced_node_are_let_go_and_a_right_that_is_missing_for_
 def test_a_restart_takes_the_right_to_delete_pods(kind: str) -> None:
     wanted = needed(ActionKind.RESTART, KINDS[kind], "ml")
     assert Right("delete", "", "pods", namespace="ml") in wanted
+
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/ml/deployments"
+DEPLOYED = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Deployment/train"), name="train")
+
+
+def deployment() -> Object:
+    template = {"metadata": {"annotations": {}}, "spec": {"containers": [{"name": "main", "image": "v1"}]}}
+    return {
+        "metadata": {"name": "train", "namespace": "ml", "uid": "d", "generation": 1},
+        "spec": {"replicas": 1, "strategy": {"type": "RollingUpdate"}, "template": template},
+        "status": {"observedGeneration": 1, "availableReplicas": 1},
+    }
+
+
+async def test_what_its_owner_changes_during_a_rollout_restart_is_not_undone(
+    kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.actions.REVISION_SECONDS", 0.1)
+    kube.add(DEPLOYMENTS, deployment())
+    path = f"{DEPLOYMENTS}/train"
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if asked.method != "PATCH" or asked.dry or kube.objects[path]["spec"].get("paused"):
+            return None
+        edited = kube.objects[path]
+        edited["spec"]["paused"] = True
+        edited["spec"]["template"]["spec"]["containers"][0]["image"] = "v2"
+        edited["metadata"]["annotations"] = {"trainguard.dev/fence": "tg-other"}
+        edited["metadata"]["resourceVersion"] = "later"
+        return None
+
+    kube.rules.append(rule)
+    action = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=DEPLOYED.ref, token="d/r0"))
+    outcome = await process.actions.perform(DEPLOYED, action, FENCE)
+    assert outcome.status is OutcomeStatus.DONE
+    made = kube.objects[path]
+    assert made["spec"]["template"]["spec"]["containers"][0]["image"] == "v2"
+    assert made["spec"]["strategy"]["type"] == "Recreate"
+    assert made["metadata"]["annotations"]["trainguard.dev/fence"] == f"tg-other,{FENCE.token}"

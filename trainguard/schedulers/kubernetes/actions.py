@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
@@ -29,7 +29,6 @@ from trainguard.transports.kube import Object
 from trainguard.transports.kube_errors import ConflictError, LostAnswerError
 
 ROLLED_AT = "kubectl.kubernetes.io/restartedAt"
-STRATEGY_BEFORE = "trainguard.dev/strategy-before"
 NODE_ACTIONS = (ActionKind.CORDON_NODE, ActionKind.UNCORDON_NODE, ActionKind.DRAIN_NODE)
 REVISION_SECONDS = 5.0
 
@@ -84,8 +83,7 @@ class Actions:
             return _done(fence, "an action after it has been done since")
         if intent["action"]["kind"] in REMAKES and not name.kind.rolls:
             return await self._find_remade(job, name, obj, fence, intent)
-        if intent.get("pods"):
-            await self._delete_pods(obj, intent["pods"])
+        await self._delete_pods(obj, fence)
         return _done(fence, f"{intent['action']['kind']} is on record at {name.id}")
 
     async def _find_gone(self, job: Job, name: JobName, fence: Fence) -> Outcome | None:
@@ -160,23 +158,25 @@ class Actions:
 
     async def _roll(self, job: Job, target: Target, action: Action, fence: Fence) -> Outcome:
         """Restart by rollout. A Deployment's old pods must be gone before a new one starts: Recreate."""
-        kind = target.name.kind
-        template = changed(kind, target.obj, action, job)["spec"]["template"]
-        notes = (template.setdefault("metadata", {}).get("annotations") or {}) | {
-            ROLLED_AT: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        }
-        template["metadata"]["annotations"] = notes
-        marks = marked(target.obj, fence, action, pods=_pods_to_delete(target))
-        spec: Object = {"template": template}
-        before = reading.spec(target.obj).get("strategy") or {}
-        if kind.name == "Deployment" and before.get("type") != "Recreate":
-            spec["strategy"] = {"type": "Recreate", "rollingUpdate": None}
-            marks[STRATEGY_BEFORE] = json.dumps(before)
-        change: Object = {"metadata": {"annotations": marks}, "spec": spec}
-        obj = await self._change(job, target, action, change)
+
+        async def rolling(now: Target) -> Object:
+            kind = now.name.kind
+            template = changed(kind, now.obj, action, job)["spec"]["template"]
+            notes = (template.setdefault("metadata", {}).get("annotations") or {}) | {
+                ROLLED_AT: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            }
+            template["metadata"]["annotations"] = notes
+            spec: Object = {"template": template}
+            before = reading.spec(now.obj).get("strategy") or {}
+            if kind.name == "Deployment" and before.get("type") != "Recreate":
+                spec["strategy"] = {"type": "Recreate", "rollingUpdate": None}
+            marks = marked(now.obj, fence, action, pods=_pods_to_delete(now))
+            return {"metadata": {"annotations": marks}, "spec": spec}
+
+        obj = await self._change(job, target, action, rolling)
         if obj is None:
             return _lost(fence)
-        await self._delete_pods(obj, _pods_to_delete(target))
+        await self._delete_pods(obj, fence)
         return await self._rolled(job, target, fence)
 
     async def _rolled(self, job: Job, target: Target, fence: Fence) -> Outcome:
@@ -196,12 +196,16 @@ class Actions:
     async def _resize(self, job: Job, target: Target, action: Action, fence: Fence) -> Outcome:
         """Suspend, resume or cancel."""
         stop = action.kind is not ActionKind.RESUME
-        marks: dict[str, str | None] = dict(marked(target.obj, fence, action))
-        if action.kind is ActionKind.CANCEL:
-            marks[reading.CANCELLED] = fence.token
-        change: Object = {"metadata": {"annotations": marks}}
-        await self._fill(target, change, marks, stop)
-        if await self._change(job, target, action, change) is None:
+
+        async def resized(now: Target) -> Object:
+            marks: dict[str, str | None] = dict(marked(now.obj, fence, action))
+            if action.kind is ActionKind.CANCEL:
+                marks[reading.CANCELLED] = fence.token
+            change: Object = {"metadata": {"annotations": marks}}
+            await self._fill(now, change, marks, stop)
+            return change
+
+        if await self._change(job, target, action, resized) is None:
             return _lost(fence)
         if stop:
             with contextlib.suppress(UnreachableError):
@@ -239,35 +243,48 @@ class Actions:
 
     async def _pods(self, job: Job, target: Target, action: Action, fence: Fence) -> Outcome:
         """Delete the stuck and crash-looping pods, or those on the nodes that were named."""
-        chosen = [
-            view
-            for view in target.views
-            if view.alive and (view.stuck or view.looping or view.node in action.nodes)
-        ]
-        if not chosen:
-            raise RefusedError(f"{target.name.id} has no pod that is stuck, crash-looping or on a named node")
-        for view in chosen:
-            await self._api.delete(KINDS["Pod"], _by_uid(target, view.uid), dry_run=True)
-        uids = ",".join(view.uid for view in chosen)
-        marks = marked(target.obj, fence, action, pods=uids)
-        obj = await self._change(job, target, action, {"metadata": {"annotations": marks}})
+
+        async def without(now: Target) -> Object:
+            chosen = [
+                view
+                for view in now.views
+                if view.alive and (view.stuck or view.looping or view.node in action.nodes)
+            ]
+            if not chosen:
+                raise RefusedError(
+                    f"{now.name.id} has no pod that is stuck, crash-looping or on a named node"
+                )
+            for view in chosen:
+                await self._api.delete(KINDS["Pod"], _by_uid(now, view.uid), dry_run=True)
+            uids = ",".join(view.uid for view in chosen)
+            return {"metadata": {"annotations": marked(now.obj, fence, action, pods=uids)}}
+
+        obj = await self._change(job, target, action, without)
         if obj is None:
             return _lost(fence)
-        await self._delete_pods(obj, uids)
-        return _done(fence, f"deleted {', '.join(view.name for view in chosen)}")
+        names = await self._delete_pods(obj, fence)
+        return _done(fence, f"deleted {', '.join(names) or 'what was gone by then'}")
 
-    async def _delete_pods(self, obj: Object, uids: str) -> None:
-        """Delete pods by uid; those that are gone or going are left alone."""
-        wanted = set(uids.split(",")) - {""}
+    async def _delete_pods(self, obj: Object, fence: Fence) -> list[str]:
+        """Delete the pods that a fence names, by uid; those that are gone or going are left alone."""
+        wanted = set((_intent(obj, fence) or {}).get("pods", "").split(",")) - {""}
+        names = list[str]()
         for pod in await pods_of(self._api, obj) if wanted else ():
             if reading.uid(pod) in wanted and not reading.deleting(pod):
                 with contextlib.suppress(NotFoundError, ConflictError, LostAnswerError):
                     await self._api.delete(KINDS["Pod"], pod)
+                names.append(reading.name(pod))
+        return names
 
-    async def _change(self, job: Job, target: Target, action: Action, change: Object) -> Object | None:
-        """Try a change out, then make it; judge again what somebody changed meanwhile. None: the answer was lost."""
+    async def _change(
+        self, job: Job, target: Target, action: Action, make: Callable[[Target], Awaitable[Object]]
+    ) -> Object | None:
+        """Try a change out, then make it. What somebody changed meanwhile is judged again, and the change
+        made anew from it, so that nothing of theirs is undone. None: the answer was lost.
+        """
         for _ in range(CONFLICTS):
             try:
+                change = await make(target)
                 await self._api.patch(target.name.kind, target.obj, change, dry_run=True)
                 return await self._api.patch(target.name.kind, target.obj, change)
             except ConflictError:
