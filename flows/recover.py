@@ -17,6 +17,7 @@ from trainguard.tasks.ask import (
     as_approved,
     earlier_answer,
     form_for,
+    lost_its_object,
     name_the_overruled,
     pause_for_form,
     put_question,
@@ -80,7 +81,10 @@ async def _ask(incident: Incident) -> Incident:
         await durably(tell_asked, incident, request)
         answer = await _paused_until_answered(incident, request)
     if answer is None:
-        return _closed(incident, IncidentState.DISMISSED, "the job moved on before an answer counted")
+        why = lost_its_object(context, incident, plan)
+        return _closed(
+            incident, IncidentState.DISMISSED, f"before an answer counted: {why or 'the job moved on'}"
+        )
     if answer.answer is Answer.REFUSE:
         return _closed(
             incident, IncidentState.UNRECOVERABLE, f"refused by {answer.by} ({answer.via}) {answer.note}"
@@ -112,14 +116,16 @@ async def _act(incident: Incident) -> Incident:
     context = current_guard()
     plan = await durably(the_plan, context, incident.id)
     outcomes = await act_all(incident, plan)
+    for step, outcome in zip(plan.steps, outcomes, strict=False):
+        if step.action.kind.restarts and outcome.status is OutcomeStatus.DONE:
+            return incident.advanced(
+                IncidentState.VERIFYING, acted_at=outcome.at, checkpoint_step=step.action.checkpoint_step
+            )
     failed = [outcome for outcome in outcomes if outcome.status is not OutcomeStatus.DONE]
-    restart = next((i for i, step in enumerate(plan.steps) if step.action.kind.restarts), None)
-    if restart is None or len(outcomes) <= restart or outcomes[restart].status is not OutcomeStatus.DONE:
-        return _closed(incident, IncidentState.UNRECOVERABLE, _why_failed(plan, failed))
-    action = plan.steps[restart].action
-    return incident.advanced(
-        IncidentState.VERIFYING, acted_at=outcomes[restart].at, checkpoint_step=action.checkpoint_step
-    )
+    moved_on = next((outcome.detail for outcome in failed if outcome.stale), "")
+    if moved_on:
+        return _closed(incident, IncidentState.DISMISSED, moved_on)
+    return _closed(incident, IncidentState.UNRECOVERABLE, _why_failed(plan, failed))
 
 
 def _why_failed(plan: Plan, failed: list[Outcome]) -> str:

@@ -17,15 +17,15 @@ from trainguard.core.errors import (
     UnreachableError,
 )
 from trainguard.core.incident import Incident
-from trainguard.core.observation import Liveness
+from trainguard.core.observation import Liveness, Observation
 from trainguard.core.planning import finds_its_own_checkpoint, stale
 from trainguard.schedulers.sharing import answered
 from trainguard.tasks.check import take_in
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.durable import RETRY_SECONDS, durably
-from trainguard.tasks.duty import hold_on
+from trainguard.tasks.incidents import note_signals
+from trainguard.tasks.lease import hold_on
 from trainguard.tasks.script import perform_script, what_became
-from trainguard.tasks.tell import tell_signals
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ async def act(incident: Incident, action: Action, number: int) -> Outcome:
             return await _perform(context, incident, record.intent)
         await durably(context.ledger.write_outcome, context.lease, found)
         return found
-    why = await _why_not(context, incident, action)
-    if why:
-        return Outcome(fence=fence.token, status=OutcomeStatus.REFUSED, at=context.clock(), detail=why)
+    refused = await _why_not(context, incident, action, fence)
+    if refused is not None:
+        return refused
     looked_at = context.clock()
     # While the ledger was away the lease may have run out; nobody else having taken it, it is still ours.
     await durably(hold_on, context)
@@ -78,8 +78,8 @@ async def _perform(
     tries = 0
     while True:
         just_looked = 0 <= context.clock() - looked_at < JUST_NOW
-        why = "" if just_looked else await _why_not(context, incident, intent.action)
-        outcome = await _try(context, intent, why)
+        refused = None if just_looked else await _why_not(context, incident, intent.action, intent.fence)
+        outcome = refused or await _try(context, intent)
         if outcome.status is not OutcomeStatus.UNKNOWN:
             break
         found = await _find_out(context, intent)
@@ -97,41 +97,53 @@ async def _perform(
     return outcome
 
 
-async def _try(context: GuardContext, intent: Intent, why_not: str) -> Outcome:
-    status, detail, action, fence = OutcomeStatus.REFUSED, why_not, intent.action, intent.fence
-    if not why_not:
-        # The lease is asked for once more at the last moment: a frozen guard wakes up fenced off. Whoever is
-        # frozen after this acts under a fence that its successor uses too, and which the scheduler obeys once.
-        await durably(context.ledger.check_lease, context.lease)
-        try:
-            if action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
-                return await perform_script(context, action, fence)
-            return await answered(context.scheduler.perform(context.job, action, fence), PERFORM_SECONDS)
-        except (RefusedError, AccessRefusedError) as problem:
-            detail = str(problem)
-        except (UnreachableError, NotFoundError) as problem:
-            status, detail = OutcomeStatus.UNKNOWN, str(problem)
+async def _try(context: GuardContext, intent: Intent) -> Outcome:
+    action, fence = intent.action, intent.fence
+    # The lease is asked for once more at the last moment: a frozen guard wakes up fenced off. Whoever is
+    # frozen after this acts under a fence that its successor uses too, and which the scheduler obeys once.
+    await durably(context.ledger.check_lease, context.lease)
+    try:
+        if action.kind is ActionKind.RUN_RECOVERY_SCRIPT:
+            return await perform_script(context, action, fence)
+        return await answered(context.scheduler.perform(context.job, action, fence), PERFORM_SECONDS)
+    except (RefusedError, AccessRefusedError) as problem:
+        status, detail = OutcomeStatus.REFUSED, str(problem)
+    except (UnreachableError, NotFoundError) as problem:
+        status, detail = OutcomeStatus.UNKNOWN, str(problem)
     return Outcome(fence=fence.token, status=status, at=context.clock(), detail=detail)
 
 
-async def _why_not(context: GuardContext, incident: Incident, action: Action) -> str:
-    """Look at the job once more, right before: is it still the incarnation that was diagnosed?
+async def _look_again(context: GuardContext) -> Observation:
+    """Take in a look that began after this call; give it as the scheduler said it."""
+    await context.watch.fresh(context.job.ref)
+    context.looks, seen = await context.watch.next(context.job.ref, after=context.looks)
+    # Whether a living job goes on again may be told by its log alone; a dead one's is read already.
+    await note_signals(context, await take_in(context, seen, read_log=not seen.liveness.terminal))
+    return seen
+
+
+async def _why_not(context: GuardContext, incident: Incident, action: Action, fence: Fence) -> Outcome | None:
+    """Look at the job once more, right before: is it still as it was diagnosed?
 
     A job that can't be seen, or that its scheduler suddenly does not know, is waited for.
     """
     gone_since: float | None = None
     while True:
-        seen = await context.watch.fresh(context.job.ref)
-        why = stale(incident, action, seen)
+        seen = await _look_again(context)
+        why = stale(incident, action, seen, context.health, context.step)
         now = context.clock()
         gone_since = (gone_since or now) if seen.liveness is Liveness.GONE else None
         gone = gone_since is not None and now - gone_since < GONE_SECONDS
         if why and (gone or seen.liveness is Liveness.UNKNOWN):
             logger.info("%s waits: %s", action.kind, why)
-            await tell_signals(context, await take_in(context, seen))
             await asyncio.sleep(RETRY_SECONDS)
             continue
-        return why
+        if not why:
+            return None
+        stale_by_now = seen.liveness is not Liveness.GONE
+        return Outcome(
+            fence=fence.token, status=OutcomeStatus.REFUSED, at=now, detail=why, stale=stale_by_now
+        )
 
 
 async def _find_out(context: GuardContext, intent: Intent) -> Outcome | None:

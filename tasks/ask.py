@@ -199,7 +199,7 @@ async def wait_for_answer(
         if await _cancelled(request.flow_run_id):
             refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
             return await give(context, request, refusal, "ui")
-        if _lost_its_object(context, incident, request.plan):
+        if lost_its_object(context, incident, request.plan):
             return None
         await stop_if_cancelled(context)
         await _next_look(context, pause)
@@ -229,11 +229,13 @@ async def _cancelled(flow_run_id: str) -> bool:
     return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
 
 
-def _lost_its_object(context: GuardContext, incident: Incident, plan: Plan) -> bool:
+def lost_its_object(context: GuardContext, incident: Incident, plan: Plan) -> str:
+    """Say why the question needs no answer any more; empty where it does."""
     seen = context.observation
     if seen is None or seen.liveness is Liveness.UNKNOWN:
-        return False
-    return any(stale(incident, step.action, seen) for step in plan.steps)
+        return ""
+    reasons = (stale(incident, step.action, seen, context.health, context.step) for step in plan.steps)
+    return next((reason for reason in reasons if reason), "")
 
 
 async def _next_look(context: GuardContext, pause: asyncio.Task[ApprovalForm]) -> None:
@@ -268,6 +270,7 @@ __all__ = [
     "as_approved",
     "earlier_answer",
     "form_for",
+    "lost_its_object",
     "name_the_overruled",
     "put_question",
     "wait_for_answer",

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from trainguard.core.errors import LedgerUnavailableError, SchedulerError
 from trainguard.core.health import assess
-from trainguard.core.observation import Observation
+from trainguard.core.observation import Observation, furthest
 from trainguard.core.progress import Reading, read_progress, restarted
 from trainguard.core.signal import Signal
 from trainguard.schedulers.sharing import answered
@@ -118,13 +118,11 @@ def _began(before: Observation | None, now: Observation) -> bool:
 
 
 def _with_progress(context: GuardContext, observation: Observation) -> Observation:
-    """Join the log's progress with the scheduler's; the observation keeps the incarnation last named."""
-    changes: dict[str, object] = {}
-    if context.reading.progress is not None:
-        changes["progress"] = context.reading.progress
+    """Give the progress that is furthest, the log's or the scheduler's; the observation keeps the incarnation last named."""
+    changes: dict[str, object] = {"progress": furthest(context.reading.progress, observation.progress)}
     if observation.incarnation is None and context.observation is not None:
         changes["incarnation"] = context.observation.incarnation
-    return observation.model_copy(update=changes) if changes else observation
+    return observation.model_copy(update=changes)
 
 
 async def read_new_log(context: GuardContext) -> None:

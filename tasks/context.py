@@ -17,7 +17,7 @@ from psutil import pid_exists
 from trainguard.core.action import Access
 from trainguard.core.health import Health
 from trainguard.core.job import Job
-from trainguard.core.observation import Liveness, Observation
+from trainguard.core.observation import Liveness, Observation, Progress, furthest
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
@@ -97,6 +97,16 @@ class GuardContext:
                 filter(None, ("trainguard", self.job.ref.scheduler, self.job.project, self.job.name))
             )
         )
+
+    @property
+    def progress(self) -> Progress | None:
+        """How far the incarnation that is there is: by its log or by its heartbeat, whichever is further."""
+        return furthest(self.reading.progress, self.observation.progress if self.observation else None)
+
+    @property
+    def step(self) -> int | None:
+        """The step it has reached; None where nothing tells."""
+        return self.progress.step if self.progress is not None else None
 
     @property
     def scheduler(self) -> Scheduler:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from trainguard.core.checkpoint import newest_good
 from trainguard.core.decision import Plan
-from trainguard.core.incident import Incident
+from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal, SignalKind
 from trainguard.tasks.check import read_new_log
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
+from trainguard.tasks.tell import tell_signals
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 
@@ -43,11 +44,11 @@ async def open_incident(context: GuardContext, signals: Sequence[Signal]) -> str
 
 
 async def _unanswered(context: GuardContext, signals: Sequence[Signal]) -> tuple[Signal, ...]:
-    """Those that open an incident, have none yet, and are about the incarnation that is there now.
+    """Those that open an incident, have none yet, still hold, and are about the incarnation that is there now.
 
     A guard that died while it answered one finds it again among what it had not answered.
     """
-    telling = [signal for signal in signals if signal.kind.opens_incident]
+    telling = [s for s in signals if s.kind.opens_incident and s.kind in context.health.open]
     if not telling:
         return ()
     seen = context.observation.incarnation if context.observation else None
@@ -62,6 +63,12 @@ async def _unanswered(context: GuardContext, signals: Sequence[Signal]) -> tuple
         if (signal.kind, signal.at) not in known
         and (seen is None or signal.incarnation is None or signal.incarnation.token == seen.token)
     )
+
+
+async def note_signals(context: GuardContext, signals: Sequence[Signal]) -> None:
+    """Tell of signs that began while an incident is under way; those of failure are kept for the next check."""
+    context.unanswered.extend(signal for signal in signals if signal.kind.opens_incident)
+    await tell_signals(context, tuple(signals))
 
 
 async def the_incident(context: GuardContext, incident_id: str) -> Incident:
@@ -103,11 +110,16 @@ async def _unanswered_crash(context: GuardContext) -> Signal | None:
 
 
 async def crash_incident(context: GuardContext) -> Incident | None:
-    """The incident that answers the crash of the current incarnation."""
+    """The incident that answers the crash of the current incarnation.
+
+    A dismissed one does not: it was over because the job had moved on, and now it is there and failed again.
+    """
     seen = context.observation
     token = seen.incarnation.token if seen is not None and seen.incarnation is not None else None
     for incident in await context.ledger.incidents(context.job.key):
         crashed = any(signal.kind is SignalKind.CRASH for signal in incident.signals)
+        if incident.state is IncidentState.DISMISSED:
+            continue
         if crashed and (incident.incarnation.token if incident.incarnation else None) == token:
             return incident
     return None

@@ -11,6 +11,7 @@ from trainguard.core.checkpoint import Checkpoint
 from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.evidence import Citation
 from trainguard.core.handlers import FailureHandler, HandlerRule
+from trainguard.core.health import Health
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
@@ -244,7 +245,7 @@ def test_a_bad_newest_checkpoint_is_set_aside_before_a_training_that_looks_for_i
 def test_an_action_is_stale_once_the_job_is_not_as_diagnosed(seen: dict[str, Any], why: str) -> None:
     known = situation()
     action = only(plan(known)).action
-    said = stale(known.incident, action, known.observation.model_copy(update=seen))
+    said = stale(known.incident, action, known.observation.model_copy(update=seen), Health(), 95)
     assert (why in said) if why else said == ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling
 
-from tests.flows.simulation import Simulation, until
+from tests.flows.simulation import QuickScheduler, Simulation, until
 from trainguard.core.action import ActionKind
 from trainguard.core.decision import Answer
 from trainguard.core.incident import Incident, IncidentState
@@ -88,6 +89,47 @@ async def test_an_idle_job_that_stays_silent_is_restarted() -> None:
     assert state.message == "succeeded, recovered 1 time"
     (incident,) = await simulation.incidents()
     assert len(incident.signals[0].sources) >= 2
+
+
+async def test_a_stall_that_ended_by_itself_while_its_cause_was_sought_restarts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation = Simulation(Fault(FaultKind.HANG, 95), total=10**6)
+    collecting = QuickScheduler.collect
+
+    async def slow(self: QuickScheduler, *arguments: Any) -> Any:
+        simulation.native.run.fault = None  # it goes on
+        await asyncio.sleep(0.5)
+        return await collecting(self, *arguments)
+
+    monkeypatch.setattr(QuickScheduler, "collect", slow)
+    guarding = simulation.guard()
+    await until(lambda: _closed(simulation), "the end of the incident")
+    await _left_alone(simulation, guarding)
+
+
+async def test_a_stall_that_ended_by_itself_is_not_restarted_by_a_late_approval() -> None:
+    simulation = Simulation(Fault(FaultKind.HANG, 95), total=10**6)
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+    simulation.native.run.fault = None  # it goes on
+    await simulation.answer(question, Answer.APPROVE)
+    await until(lambda: _closed(simulation), "the end of the incident")
+    await _left_alone(simulation, guarding)
+
+
+async def _closed(simulation: Simulation) -> bool | None:
+    incidents = await simulation.incidents()
+    return (incidents and incidents[-1].state.closed) or None
+
+
+async def _left_alone(simulation: Simulation, guarding: asyncio.Task[Any]) -> None:
+    """The only incident passed by itself and nothing was done."""
+    (incident,) = await simulation.incidents()
+    assert (incident.state, simulation.starts) == (IncidentState.DISMISSED, 1)
+    assert "passed by itself" in incident.outcome
+    simulation.cluster.stop("job")
+    assert (await guarding).message.startswith("stopped by its owner")
 
 
 async def test_a_live_job_that_one_source_calls_lost_waits_for_a_person() -> None:

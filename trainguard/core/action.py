@@ -163,6 +163,8 @@ class Outcome(Fact):
     detail: str = ""
     incarnation: Incarnation | None = None
     """The new one, where the action made one and it is known."""
+    stale: bool = False
+    """Not tried: the job was no longer as it was diagnosed, so there was nothing to do any more."""
 
 
 class Access(Fact):

@@ -45,6 +45,11 @@ class Progress(Fact):
         return f"~{self.step}/{'unknown' if self.total is None else self.total}"
 
 
+def furthest(*told: Progress | None) -> Progress | None:
+    """Give the progress that is furthest, of what several sources tell; the first of equals."""
+    return max((one for one in told if one is not None), key=lambda one: one.step, default=None)
+
+
 class Utilisation(Fact):
     """What the machine says of the job. None means it could not be read."""
 

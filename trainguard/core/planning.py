@@ -9,11 +9,13 @@ from trainguard.core.checkpoint import Checkpoint, bad_after, newest_good
 from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.fact import Fact
 from trainguard.core.handlers import FailureHandler, HandlerMatch, exit_status, match_handler, used_up
+from trainguard.core.health import Health
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job, ResumeBy
 from trainguard.core.observation import Liveness, Observation
 from trainguard.core.policy import Policy, Preset
+from trainguard.core.remission import passed
 from trainguard.core.verdict import Diagnosis, FaultClass
 
 CERTAIN_ENOUGH = 0.5
@@ -90,8 +92,11 @@ def refused_steps(situation: Situation, made: Plan) -> tuple[Decision, ...]:
     return tuple(step for step in decided if step.action.kind not in planned)
 
 
-def stale(incident: Incident, action: Action, seen: Observation) -> str:
-    """Say why an action planned for `incident` must not be done any more; empty if it may."""
+def stale(incident: Incident, action: Action, seen: Observation, health: Health, step: int | None) -> str:
+    """Say why an action planned for `incident` must not be done any more; empty if it may.
+
+    `health` and `step` are what is known of the job with the look `seen`.
+    """
     if seen.liveness is Liveness.UNKNOWN:
         return "the job can't be seen right now"
     if seen.incarnation is None:
@@ -106,7 +111,7 @@ def stale(incident: Incident, action: Action, seen: Observation) -> str:
         return "the scheduler is already bringing it back"
     if incident.state.closed:
         return "the incident is closed"
-    return ""
+    return "it passed by itself" if passed(incident, seen, health, step) else ""
 
 
 def _best(steps: list[Decision]) -> Decision | None:
