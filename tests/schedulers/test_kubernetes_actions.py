@@ -308,3 +308,25 @@ async def test_what_its_owner_changes_during_a_rollout_restart_is_not_undone(
     assert made["spec"]["template"]["spec"]["containers"][0]["image"] == "v2"
     assert made["spec"]["strategy"]["type"] == "Recreate"
     assert made["metadata"]["annotations"]["trainguard.dev/fence"] == f"tg-other,{FENCE.token}"
+
+
+async def test_a_drain_is_gone_on_with_and_given_up_in_the_end(
+    kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
+    kube.add("/api/v1/pods", pod_of_old("other", uid="o"))
+    budget = '{"message": "Cannot evict pod as it would violate the pod\'s disruption budget."}'
+    refuse(kube, 429, budget, lambda asked: asked.path.endswith("/eviction"))
+    drain = restart(kind=ActionKind.DRAIN_NODE, nodes=("n1",))
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.nodes.BUDGET_PAUSE", 0.1)
+    assert (await process.actions.perform(JOB, drain, FENCE)).status is OutcomeStatus.UNKNOWN
+    with pytest.raises(UnreachableError, match="budget"):
+        await process.actions.find(JOB, FENCE)
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.nodes.DRAIN_SECONDS", 0.1)
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert (found.status, "budget" in found.detail) == (OutcomeStatus.REFUSED, True)
+    del kube.objects["/api/v1/pods/other"]
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE

@@ -466,7 +466,12 @@ async def test_cordon_and_uncordon(
 
 
 async def test_a_drain_respects_a_disruption_budget_and_is_finished_later(
-    make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str, whole_nodes: None
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    whole_nodes: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scheduler = make_scheduler(action_seconds=4.0)
     await kubectl.apply(workload("Deployment", namespace, "healthy"))
@@ -485,9 +490,13 @@ async def test_a_drain_respects_a_disruption_budget_and_is_finished_later(
     assert kept.status is OutcomeStatus.UNKNOWN
     assert "budget" in kept.detail
     assert (await hollow.count(namespace, "train"))["alive"] == 1
-    still = await make_scheduler().find(job, mark)
-    assert still is not None
-    assert still.status is OutcomeStatus.UNKNOWN
+    with pytest.raises(UnreachableError, match="budget"):
+        await make_scheduler(action_seconds=1.0).find(job, mark)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainguard.schedulers.kubernetes.nodes.DRAIN_SECONDS", 1.0)
+        given_up = await make_scheduler().find(job, mark)
+    assert given_up is not None
+    assert (given_up.status, "budget" in given_up.detail) == (OutcomeStatus.REFUSED, True)
     await kubectl("-n", namespace, "delete", "pdb", "keep")
     assert (await scheduler.perform(job, drain, mark)).status is OutcomeStatus.DONE
     await until_seen(scheduler, job, Liveness.RUNNING)

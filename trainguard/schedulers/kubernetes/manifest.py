@@ -122,15 +122,20 @@ def _clean_pod(wanted: dict[str, Any]) -> None:
 
 
 def marked(
-    obj: Object, fence: Fence, action: Action, attempt: int | None = None, pods: str = ""
+    obj: Object, fence: Fence, action: Action, attempt: int | None = None, pods: str = "", at: float = 0.0
 ) -> dict[str, str]:
     """Give the annotations that an action leaves: its fence after the earlier ones, and what it was.
 
-    `pods` are the uids of the pods that it deletes, comma-separated.
+    `pods` are the uids of the pods that it deletes, comma-separated; `at` is when it began.
     """
     earlier = [token for token in reading.fences(obj) if token != fence.token]
     tokens = [*earlier, fence.token][-KEPT_FENCES:]
-    intent = {"fence": fence.token, "action": action.model_dump(mode="json"), "pods": pods}
+    intent = {
+        "fence": fence.token,
+        "action": action.model_dump(mode="json"),
+        "pods": pods,
+        "at": at,
+    }
     notes = {reading.FENCES: ",".join(tokens), reading.INTENT: json.dumps(intent)}
     if attempt is not None:
         notes[reading.ATTEMPT] = str(attempt)

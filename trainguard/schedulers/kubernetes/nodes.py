@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import Sequence
 
@@ -23,6 +24,8 @@ from trainguard.transports.kube_errors import BudgetError, ConflictError, LostAn
 MIRROR = "kubernetes.io/config.mirror"
 CONFLICTS = 8
 BUDGET_PAUSE = 2.0
+DRAIN_SECONDS = 300.0
+"""How long after it began a drain that disruption budgets hold up is given up: the nodes stay cordoned."""
 
 
 class NodeActions:
@@ -42,13 +45,15 @@ class NodeActions:
             return _outcome(fence, OutcomeStatus.UNKNOWN, "; ".join(filter(None, lost)))
         if action.kind is ActionKind.DRAIN_NODE:
             try:
-                return await self._drain(action.nodes, fence)
+                return await self._drain(action.nodes, fence, time.time())
             except UnreachableError as error:
                 return _outcome(fence, OutcomeStatus.UNKNOWN, f"cordoned; {error}")
         return _outcome(fence, OutcomeStatus.DONE, f"{action.kind}: {', '.join(action.nodes)}")
 
     async def find(self, fence: Fence) -> Outcome | None:
-        """Look for a fence on the nodes. None also where nodes can't be read: then nothing was done to them."""
+        """Look for a fence on the nodes, and go on with a drain. None also where nodes can't be read: then
+        nothing was done to them.
+        """
         try:
             nodes = await self._api.list(NODE, "")
         except AccessRefusedError:
@@ -57,12 +62,10 @@ class NodeActions:
         if not mine:
             return None
         names = [reading.name(node) for node in mine]
-        if not all('"drain_node"' in reading.notes(node).get(reading.INTENT, "") for node in mine):
+        began = [_drain_began(node) for node in mine]
+        if None in began:
             return _outcome(fence, OutcomeStatus.DONE, f"marked on {', '.join(names)}")
-        left = [pod for name in names for pod in await self._evictable(name)]
-        if left:
-            return _outcome(fence, OutcomeStatus.UNKNOWN, f"cordoned, not empty: {_names(left)}")
-        return _outcome(fence, OutcomeStatus.DONE, f"drained {', '.join(names)}")
+        return await self._drain(names, fence, min(at for at in began if at is not None))
 
     async def _try(self, name: str) -> None:
         try:
@@ -79,7 +82,7 @@ class NodeActions:
             if fence.token in reading.fences(node):
                 return ""
             change: Object = {
-                "metadata": {"annotations": marked(node, fence, action)},
+                "metadata": {"annotations": marked(node, fence, action, at=time.time())},
                 "spec": {"unschedulable": True if cordon else None},
             }
             try:
@@ -91,15 +94,21 @@ class NodeActions:
             return ""
         raise RefusedError(f"node {name} changes faster than it can be marked")
 
-    async def _drain(self, names: Sequence[str], fence: Fence) -> Outcome:
+    async def _drain(self, names: Sequence[str], fence: Fence, began: float) -> Outcome:
+        """Evict until the nodes are empty. Not known at the deadline; given up a while after it `began`."""
         until, kept = time.monotonic() + self._deadline, ""
         while True:
             left = [pod for name in names for pod in await self._evictable(name)]
             if not left:
                 return _outcome(fence, OutcomeStatus.DONE, f"drained {', '.join(names)}")
-            kept = "; ".join([message for pod in left if (message := await self._evict(pod))][:3])
+            try:
+                kept = "; ".join([message for pod in left if (message := await self._evict(pod))][:3])
+            except AccessRefusedError as error:
+                return _outcome(fence, OutcomeStatus.REFUSED, f"cordoned, not drained: {error}")
+            detail = f"cordoned, not empty: {_names(left)}; {kept or 'still ending'}"
+            if time.time() - began > DRAIN_SECONDS:
+                return _outcome(fence, OutcomeStatus.REFUSED, f"{detail}; given up")
             if time.monotonic() > until:
-                detail = f"cordoned, not empty: {_names(left)}; {kept or 'still ending'}"
                 return _outcome(fence, OutcomeStatus.UNKNOWN, detail)
             await asyncio.sleep(BUDGET_PAUSE if kept else 0.5)
 
@@ -135,6 +144,15 @@ class NodeActions:
         except NotFoundError:
             return "policy/v1beta1"  # before 1.22
         return "policy/v1"
+
+
+def _drain_began(node: Object) -> float | None:
+    """Give when a drain was begun on a node; None where its newest action is another."""
+    try:
+        intent = json.loads(reading.notes(node).get(reading.INTENT, ""))
+        return float(intent.get("at", 0)) if intent["action"]["kind"] == ActionKind.DRAIN_NODE else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _evictable(pod: Object) -> bool:
