@@ -41,6 +41,8 @@ class Scheduler(ABC):
     """The word in `JobRef.scheduler`."""
     supports: ClassVar[frozenset[ActionKind]]
     """What the adapter can do at all; what this user may do is `validate`'s answer."""
+    least_seconds: ClassVar[float] = 0.25
+    """Between two looks, whoever is in a hurry: a burst of questions is answered by one."""
     poll_seconds: ClassVar[float] = 10.0
     """How often the shared watch should look. Cost must not grow with the number of jobs."""
 

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+_TELLING = ("liveness", "native", "reason", "incarnation", "restart_underway", "stuck", "warning", "nodes")
+
+
 @dataclass
 class _Seat:
     """One guarded job: its latest observation and how many looks there have been."""
@@ -29,6 +32,8 @@ class _Seat:
     waiting: int = 0
     looks: int = 0
     latest: Observation | None = None
+    hurried: int = 0
+    """Who waits for a look that began after their question."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -42,6 +47,9 @@ class ClusterWatch:
     def __init__(self, scheduler: Scheduler, *, patience: float = 60.0) -> None:
         self.scheduler = scheduler
         self._patience = patience
+        self._spacing = min(scheduler.least_seconds, scheduler.poll_seconds / 10)
+        self._looking = False
+        self._all_woken_at: float | None = None
         self._seats: dict[JobRef, _Seat] = {}
         self._poller: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -86,18 +94,24 @@ class ClusterWatch:
     async def fresh(self, ref: JobRef) -> Observation:
         """Give a look that began after this call: what a decision may rest on."""
         seat = self._seats[ref]
-        # The look under way may have begun before the call; the one after it can't have.
-        before = seat.looks
-        for _ in range(2):
-            self._hurry.set()
-            before, observation = await self.next(ref, after=before)
-        return observation
+        # A look under way may have begun before the call; the one after it can't have.
+        before = seat.looks + self._looking
+        seat.hurried += 1
+        try:
+            while seat.looks <= before:
+                self._hurry.set()
+                await self.next(ref, after=seat.looks)
+        finally:
+            seat.hurried -= 1
+        assert seat.latest is not None
+        return seat.latest
 
     async def _poll(self) -> None:
         seen = 0
         while True:
             self._hurry.clear()
             await self._look()
+            await asyncio.sleep(self._spacing)
             seen = await self._wait(seen)
 
     async def _wait(self, seen: int) -> int:
@@ -122,6 +136,7 @@ class ClusterWatch:
     async def _look(self) -> None:
         seats = list(self._seats.values())
         jobs = [seat.job for seat in seats]
+        self._looking = True
         try:
             async with asyncio.timeout(self._patience):
                 found = dict(await self.scheduler.observe(jobs))
@@ -132,13 +147,37 @@ class ClusterWatch:
             # An adapter's bug must blind its jobs, not silence their guards.
             logger.exception("looking at cluster %s failed", self.scheduler.cluster)
             found, why = {}, f"{type(bug).__name__}: {bug}"
+        finally:
+            self._looking = False
         now = self.scheduler.clock()
+        all_due = self._all_are_due(now)
         for seat in seats:
-            seat.latest = found.get(seat.job.ref) or Observation(
-                job=seat.job.ref, at=now, source="watch", liveness=Liveness.UNKNOWN, reason=why
+            before, seat.latest = (
+                seat.latest,
+                found.get(seat.job.ref)
+                or Observation(
+                    job=seat.job.ref, at=now, source="watch", liveness=Liveness.UNKNOWN, reason=why
+                ),
             )
             seat.looks += 1
-            seat.news.set()
+            if all_due or seat.hurried or before is None or _differs(before, seat.latest):
+                seat.news.set()
+
+    def _all_are_due(self, now: float) -> bool:
+        """Whether every guard is to take this look in, not only those who asked for it or have news.
+
+        A look made for one of a thousand jobs wakes that one.
+        """
+        last = self._all_woken_at
+        if last is not None and 0 <= now - last < self.scheduler.poll_seconds * 0.9:
+            return False
+        self._all_woken_at = now
+        return True
+
+
+def _differs(before: Observation, now: Observation) -> bool:
+    """Whether the scheduler says something new of a job; its age and its use of the machine always change."""
+    return any(getattr(before, name) != getattr(now, name) for name in _TELLING)
 
 
 async def answered(call: Awaitable[T], seconds: float) -> T:

@@ -33,6 +33,7 @@ class PacedScheduler(SimulatedScheduler, Wakes):
     """Lets the cluster's virtual clock go on by one look whenever all guards wait for the next one."""
 
     poll_seconds: ClassVar[float] = 60.0
+    least_seconds: ClassVar[float] = 0.0
 
     def clock(self) -> float:
         """The cluster's time."""
