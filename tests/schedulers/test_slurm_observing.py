@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
 import pytest
 
+from tests.schedulers.slurm_far import Far, job
 from trainguard.core.errors import UnreachableError
-from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.slurm import SlurmScheduler
 from trainguard.schedulers.slurm.marks import Mark
-from trainguard.schedulers.slurm.parse import SACCT_FIELDS, SEP, SQUEUE_FIELDS
-from trainguard.transports.posix_shell import Command, Result
-
-NOW = 1_700_001_000
-
-
-class Far:
-    """A login node whose squeue and sacct know the rows they are given."""
-
-    def __init__(self) -> None:
-        self.queue: dict[str, dict[str, str]] = {}
-        self.accounts: list[dict[str, str]] = []
-        self.sacct_problem = ""
-        self.squeue_problem = ""
-        self.rounds = 0
-        self.asked: list[str] = []
-
-    async def run(self, commands: Sequence[Command], *, limit: int = 0, now: bool = False) -> list[Result]:
-        del limit, now
-        self.rounds += 1
-        return [self._answer(command.argv) for command in commands]
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
-    def _answer(self, argv: tuple[str, ...]) -> Result:
-        words = [word for word in argv if word in {"squeue", "sacct", "sinfo", "date"}]
-        name = words[0] if words else ""
-        self.asked.append(name)
-        if name == "squeue":
-            return self._squeue(argv)
-        if name == "sacct":
-            return self._sacct(argv)
-        return Result(0, str(NOW).encode() if name == "date" else b"", b"")
-
-    def _squeue(self, argv: tuple[str, ...]) -> Result:
-        if self.squeue_problem:
-            return Result(1, b"", self.squeue_problem.encode())
-        fields = re.findall(r"([A-Za-z_-]+):", argv[-1])
-        mark = argv[-1].rpartition(":")[2]
-        wanted = next(
-            (word.partition("=")[2].split(",") for word in argv if word.startswith("--jobs=")), None
-        )
-        rows = [row for name, row in self.queue.items() if wanted is None or name in wanted]
-        if wanted is not None and len(wanted) == 1 and not rows:
-            return Result(1, b"", b"slurm_load_jobs error: Invalid job id specified")
-        return Result(
-            0, "".join(SEP.join(row.get(f, "") for f in fields) + f"{mark}\n" for row in rows).encode(), b""
-        )
-
-    def _sacct(self, argv: tuple[str, ...]) -> Result:
-        if self.sacct_problem:
-            return Result(1, b"", self.sacct_problem.encode())
-        wanted = next(
-            (word.partition("=")[2].split(",") for word in argv if word.startswith("--jobs=")), None
-        )
-        rows = [row for row in self.accounts if wanted is None or row["JobID"] in wanted]
-        return Result(
-            0, "".join(SEP.join(row.get(f, "") for f in SACCT_FIELDS) + "\n" for row in rows).encode(), b""
-        )
-
-    def put(self, native: str, state: str, **more: str) -> None:
-        given = {
-            "JobArrayID": native,
-            "JobID": native,
-            "State": state,
-            "SubmitTime": "1700000000",
-            "EndTime": "1700000900",
-        }
-        self.queue[native] = {name: (given | more).get(name, "") for name in SQUEUE_FIELDS}
-
-    def account(self, native: str, state: str, **more: str) -> None:
-        self.accounts.append(
-            {"JobID": native, "State": state, "ExitCode": "0:0", "Submit": "1700000000", "User": "a"} | more
-        )
-
-
-def job(native: str) -> Job:
-    return Job(ref=JobRef(scheduler="slurm", cluster="c", id=native), name=native)
 
 
 @pytest.fixture
 def far() -> Far:
-    return Far()
+    far = Far()
+    far.sacct_problem = ""
+    return far
 
 
 @pytest.fixture

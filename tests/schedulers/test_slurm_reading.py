@@ -20,8 +20,7 @@ from trainguard.transports.posix_shell import AnswerLostError, Command, Result, 
 class LocalShell:
     """A shell on this machine in the place of the login node's."""
 
-    async def run(self, commands: list[Command], *, limit: int = 0, now: bool = False) -> list[Result]:
-        del limit, now
+    async def run(self, commands: list[Command], **_: object) -> list[Result]:
         return run_here(commands)
 
     async def close(self) -> None:

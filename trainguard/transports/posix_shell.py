@@ -44,11 +44,13 @@ class Command:
     """Seconds until it is ended over there. A frozen Slurm controller answers after 20."""
     if_ok: bool = False
     """Run only where the command before it ended with 0; else its result repeats that code."""
+    if_first: bool = False
+    """Run only where the first command of all ended with 0; else its result repeats that code."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a command printed, and its exit code; 124 means that it ran into its timeout."""
+    """What a command printed, and its exit code; 124 means that its time was over, or that of all commands."""
 
     code: int
     out: bytes
@@ -71,29 +73,47 @@ def new_mark() -> str:
     return f"tg-{secrets.token_hex(16)}"
 
 
-def compose(commands: Sequence[Command], mark: str, path: Sequence[str] = ()) -> bytes:
+KILL_AFTER = 5.0
+"""Seconds between the polite and the hard end of a command whose time is over."""
+
+
+def compose(
+    commands: Sequence[Command], mark: str, path: Sequence[str] = (), within: float | None = None
+) -> bytes:
     """Write the script that runs the commands one after another.
 
-    `path` are folders to look for programs in before those of the login environment.
+    `path` are folders to look for programs in before those of the login environment. `within` bounds all
+    commands together, whether or not anybody still waits for their answers: that many seconds after the
+    script began nothing more is started, and KILL_AFTER later nothing runs.
     """
     prefix = "".join(f"{folder}:" for folder in path)
     lines = ["{", "trap '' HUP PIPE", _SCRUB, f"PATH={shlex.quote(prefix)}$PATH", "export PATH", "rc=0"]
     lines.append(f"printf '\\n{mark} 0\\n'; printf '\\n{mark} 0\\n' >&2")
-    for command in commands:
-        lines += _lines(command, mark)
+    if within is not None:
+        lines.append(f"end=$(($(date +%s) + {within:.0f}))")
+    for number, command in enumerate(commands):
+        lines += _lines(command, mark, bounded=within is not None)
+        lines += ["first=$rc"] if number == 0 else []
     lines += ["exit 0", "}", ""]
     return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-def _lines(command: Command, mark: str) -> list[str]:
-    call = f"timeout -k 5 {command.timeout:.0f} {shlex.join(command.argv)}"
+def _lines(command: Command, mark: str, *, bounded: bool) -> list[str]:
+    seconds = '"$left"' if bounded else f"{command.timeout:.0f}"
+    call = f"timeout -k {KILL_AFTER:.0f} {seconds} {shlex.join(command.argv)}"
     if command.stdin is None:
         run = [f"{call} </dev/null"]
     else:
         run = [f"{call} <<'{mark}-in'", command.stdin.removesuffix("\n"), f"{mark}-in"]
     run.append("rc=$?")
+    if bounded:
+        most = f"{command.timeout:.0f}"
+        left = f'left=$((end - $(date +%s))); [ "$left" -le {most} ] || left={most}'
+        run = [left, 'if [ "$left" -le 0 ]; then rc=124; else', *run, "fi"]
     if command.if_ok:
         run = ['if [ "$rc" -eq 0 ]; then', *run, "fi"]
+    if command.if_first:
+        run = ['if [ "$first" -eq 0 ]; then', *run, "else", "rc=$first", "fi"]
     return [*run, f"printf '\\n{mark} %s\\n' \"$rc\"; printf '\\n{mark} %s\\n' \"$rc\" >&2"]
 
 

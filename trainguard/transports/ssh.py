@@ -28,6 +28,7 @@ from paramiko.config import SSHConfig
 from trainguard.core.errors import AccessRefusedError, ConfigError, UnreachableError
 from trainguard.transports.posix_shell import (
     ENTRY,
+    KILL_AFTER,
     AnswerLostError,
     Command,
     Result,
@@ -89,15 +90,22 @@ class SshConnection:
         self._closed = False
 
     async def run(
-        self, commands: Sequence[Command], *, limit: int = 64_000_000, now: bool = False
+        self,
+        commands: Sequence[Command],
+        *,
+        limit: int = 64_000_000,
+        now: bool = False,
+        within: float | None = None,
     ) -> list[Result]:
         """Run commands one after another in one shell, and give the answer of each.
 
-        `limit` bounds the bytes read. `now` connects even while a pause after a failure is running.
+        `limit` bounds the bytes read, `within` the seconds that all commands together may take over there.
+        `now` connects even while a pause after a failure is running.
         """
         mark = new_mark()
-        script = compose(commands, mark, self._path)
-        deadline = sum(command.timeout + 6 for command in commands) + 10
+        script = compose(commands, mark, self._path, within)
+        each = sum(command.timeout + KILL_AFTER + 1 for command in commands)
+        deadline = (each if within is None else min(each, within + KILL_AFTER + 1)) + 10
         out, err = await self._in_thread(lambda: self._converse(script, deadline, limit, now))
         return split(out, err, mark, len(commands))
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError, NotFoundError, RefusedError, UnreachableError
@@ -15,11 +15,11 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm.changes import Changes, changes_for
 from trainguard.schedulers.slurm.client import SlurmClient, check, silent, slurm
 from trainguard.schedulers.slurm.detail import Detail, controller_details, stored
-from trainguard.schedulers.slurm.finding import Finder, requeued_and_held
+from trainguard.schedulers.slurm.finding import Begun, Finder, requeued_and_held
 from trainguard.schedulers.slurm.ids import JobId, is_node_name, job_id
 from trainguard.schedulers.slurm.jobs import attempt, incarnation
-from trainguard.schedulers.slurm.journal import TAKEN, Journal
-from trainguard.schedulers.slurm.marks import FENCE, Mark, mark_of, marked
+from trainguard.schedulers.slurm.journal import TAKEN, WITHIN, Journal
+from trainguard.schedulers.slurm.marks import FENCE, Mark, marked
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
 from trainguard.schedulers.slurm.states import STATES, held, plain
@@ -39,7 +39,8 @@ SUPPORTED = frozenset(
         ActionKind.DRAIN_NODE,
     }
 )
-_MOST_ELEMENTS = 200
+_CHUNK = 200
+"""Parts of a job that are acted on with one note; an array may have thousands."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,23 @@ class Target:
     records: tuple[Record, ...]
     seen: Observation
     mark: Mark
-    resumes: bool
+    begun: Begun | None
     """The same fence was begun before and stopped half-way."""
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """The parts that a restart brings back: of an array the failed elements alone."""
+        """The parts that a restart brings back: of an array the failed elements, where none failed those that run."""
         if len(self.records) == 1 or self.records[0].id.offset is not None:
             return self.records[:1]
-        parts = [r for r in self.records if STATES.get(r.state) is Liveness.FAILED]
-        return tuple(parts or self.records)
+        for liveness in (Liveness.FAILED, Liveness.RUNNING):
+            parts = [r for r in self.records if STATES.get(r.state) is liveness or self.held_up(r)]
+            if parts:
+                return tuple(parts)
+        return self.records
+
+    def held_up(self, record: Record) -> bool:
+        """Whether it only waits to be let go: after a failed launch, or in the middle of this very action."""
+        return launch_failed(record) or (self.begun is not None and requeued_and_held(record))
 
 
 class Actor:
@@ -92,14 +100,21 @@ class Actor:
         asked, records, seen = await self._observer.current(job)
         begun = self._finder.half_way.get(fence.token)
         gate(action, seen, records, begun)
-        mark = begun or Mark(
-            fence.token, str(action.kind), action.incarnation.token, job.ref.id, attempt(job.ref, records) + 1
+        mark = (
+            begun.mark
+            if begun
+            else Mark(
+                fence.token,
+                str(action.kind),
+                action.incarnation.token,
+                job.ref.id,
+                attempt(job.ref, records) + 1,
+            )
         )
-        target = Target(job, asked, tuple(records), seen, mark, begun is not None)
+        target = Target(job, asked, tuple(records), seen, mark, begun)
         try:
             return await self._dispatch(target, action, fence)
         except AnswerLostError as lost:
-            self._finder.lost(fence.token)
             return _outcome(fence, OutcomeStatus.UNKNOWN, str(lost))
 
     async def _dispatch(self, target: Target, action: Action, fence: Fence) -> Outcome:
@@ -112,23 +127,65 @@ class Actor:
         return await self._restart(target, action, fence)
 
     async def _act(self, target: Target, commands: Sequence[Command], what: str) -> list[Result]:
-        """Write the note, then run the commands as long as each succeeds.
+        """Write the note, then run the commands as long as each succeeds; only the last one matters.
 
         Raises RefusedError with the note taken back, or AnswerLostError where Slurm may have accepted.
         """
-        note = self._journal.write(target.mark, again=target.resumes)
-        answers = await self._client.run([note, *commands])
+        answers = await self._send(target, commands, again=target.begun is not None)
+        try:
+            _check_all(answers, what)
+        except UnreachableError as unheard:
+            self._finder.lost(target.mark.fence, _within(commands))
+            raise AnswerLostError(str(unheard)) from unheard
+        except (RefusedError, AccessRefusedError):
+            await self._client.run([self._journal.erase(target.mark.fence)])
+            raise
+        return answers[1:]
+
+    async def _send(self, target: Target, commands: Sequence[Command], *, again: bool) -> list[Result]:
+        """Write the note and run the commands, which may go on without us for as long as the note says."""
+        within = _within(commands)
+        note = self._journal.write(target.mark, within, again=again)
+        try:
+            answers = await self._client.run([note, *commands], within=within)
+        except AnswerLostError:
+            self._finder.lost(target.mark.fence, within)
+            raise
         if answers[0].code == TAKEN:
             raise UnreachableError(f"{target.mark.fence} is being carried out by another process", 10.0)
-        for answer in answers:
-            try:
-                check(answer, what)
-            except UnreachableError as silent:
-                raise AnswerLostError(str(silent)) from silent
-            except (RefusedError, AccessRefusedError):
-                await self._client.run([self._journal.erase(target.mark.fence)])
-                raise
-        return answers[1:]
+        return answers
+
+    async def _each(self, target: Target, steps: Sequence[_Step], what: str) -> tuple[list[Record], str]:
+        """Do the same to several parts of a job: gives those to which it was done, and why not to the others.
+
+        Raises RefusedError with the note taken back where nothing was done, or AnswerLostError.
+        """
+        done: list[Record] = []
+        refused: list[RefusedError | AccessRefusedError] = []
+        for at in range(0, len(steps), _CHUNK):
+            chunk = steps[at : at + _CHUNK]
+            commands = [command for step in chunk for command in step.commands]
+            answers = await self._send(target, commands, again=target.begun is not None or at > 0)
+            lost, place = "", 1
+            for step in chunk:
+                try:
+                    _check_all(
+                        [answers[0], *answers[place : place + step.decides + 1]], f"{what} {step.record.id}"
+                    )
+                except UnreachableError as unheard:
+                    lost = lost or str(unheard)
+                except (RefusedError, AccessRefusedError) as refusal:
+                    refused.append(refusal)
+                else:
+                    done.append(step.record)
+                place += len(step.commands)
+            if lost:
+                self._finder.lost(target.mark.fence, _within(commands))
+                raise AnswerLostError(lost)
+        if refused and not done:
+            await self._client.run([self._journal.erase(target.mark.fence)])
+            raise refused[0]
+        return done, _left_out([str(problem) for problem in refused])
 
     # The owner's queue: hold, release, cancel
 
@@ -136,20 +193,19 @@ class Actor:
         pending = [record for record in target.records if STATES.get(record.state) is Liveness.PENDING]
         if not pending:
             raise RefusedError(f"only a pending job can be put on {action.kind}; it is {target.seen.native}")
-        commands = [
-            command
-            for record in pending[:_MOST_ELEMENTS]
-            for command in (
-                slurm("scontrol", str(action.kind), str(record.id), if_ok=True),
-                _comment(record, target.mark),
+        steps = [
+            _Step(
+                record,
+                (_first(slurm("scontrol", str(action.kind), str(record.id))), _comment(record, target.mark)),
             )
+            for record in pending
         ]
-        await self._act(target, commands, f"{action.kind} of {target.asked}")
-        return _outcome(fence, OutcomeStatus.DONE, f"{action.kind} of {target.asked}")
+        _, but = await self._each(target, steps, str(action.kind))
+        return _outcome(fence, OutcomeStatus.DONE, f"{action.kind} of {target.asked}{but}")
 
     async def _cancel(self, target: Target, fence: Fence) -> Outcome:
         live = [r for r in target.records if STATES.get(r.state) in {Liveness.PENDING, Liveness.RUNNING}]
-        commands = [_comment(record, target.mark) for record in live[:_MOST_ELEMENTS]]
+        commands = [_comment(record, target.mark) for record in live[:_CHUNK]]
         commands.append(
             slurm(
                 "scancel",
@@ -171,8 +227,9 @@ class Actor:
         )  # fmt: skip
         try:
             check(answer, f"draining {', '.join(action.nodes)}")
-        except UnreachableError as silent:
-            raise AnswerLostError(str(silent)) from silent
+        except UnreachableError as unheard:
+            self._finder.lost(fence.token, 45.0)
+            raise AnswerLostError(str(unheard)) from unheard
         return _outcome(fence, OutcomeStatus.DONE, f"drained: {', '.join(action.nodes)}")
 
     # Restarts
@@ -185,13 +242,15 @@ class Actor:
             raise RefusedError(
                 "the job can't be told which checkpoint to use: set `resume` in its checkpoints"
             )
+        if target.begun is not None and target.begun.born is not None:
+            return await self._submitted(target, fence, target.begun.born)
         details = await self._details(target, full=True)
         record = target.failed[0]
-        changes = await changes_for(self._client, action, details[0], record, _unsafe_nodes(target))
+        changes = await changes_for(
+            self._client, action, details[0], record, await self._unsafe_nodes(target)
+        )
         again = bool(action.checkpoint) and resume.by in {ResumeBy.ARGUMENT, ResumeBy.ENVIRONMENT}
         over = STATES.get(record.state) is Liveness.FAILED
-        if target.resumes and _was_submitted(target):
-            return await self._submitted(target, fence)
         if again or (over and not record.requeue):
             return await self._submit(target, action, fence, details[0], resume, changes)
         if action.checkpoint and resume.by is ResumeBy.SYMLINK:
@@ -207,6 +266,13 @@ class Actor:
         self.details[target.asked] = found[0]
         return found
 
+    async def _unsafe_nodes(self, target: Target) -> tuple[str, ...]:
+        """Nodes where the old processes may live on: after a node failure they are not killed but out of sight."""
+        if not any(record.state in {"NODE_FAIL", "BOOT_FAIL"} for record in target.records):
+            return ()
+        bad = {node.name for node in await self._client.bad_nodes()}
+        return tuple(node for node in target.seen.nodes if node in bad)
+
     async def _link(self, target: Target, name: str, checkpoint: str) -> None:
         directory = target.job.checkpoints.directory if target.job.checkpoints is not None else ""
         path = name if name.startswith("/") else f"{directory.rstrip('/')}/{name}"
@@ -221,65 +287,73 @@ class Actor:
 
     async def _requeue(self, target: Target, fence: Fence, changes: Changes) -> Outcome:
         """Requeue, held where something must be changed before it may start again."""
-        failed = target.failed[:_MOST_ELEMENTS]
-        verb = "requeuehold" if changes.fields else "requeue"
-        commands: list[Command] = []
-        for record in failed:
-            if requeued_and_held(record) or launch_failed(record):
-                verb = "requeuehold"
-                commands.append(_comment(record, target.mark))
-                continue
-            over = STATES.get(record.state) is not Liveness.RUNNING
+        hold = bool(changes.fields) or any(target.held_up(record) for record in target.failed)
+        steps = []
+        for record in target.failed:
             mark = _comment(record, target.mark)
-            requeue = slurm("scontrol", verb, _name(record), if_ok=True)
+            if target.held_up(record):
+                steps.append(_Step(record, (_first(mark),)))
+                continue
+            requeue = slurm("scontrol", "requeuehold" if hold else "requeue", _name(record), if_ok=True)
             # No comment can be written on a finished job; on a live one it is written before it is killed.
-            commands += [requeue, mark] if over else [mark, requeue]
-        await self._act(target, commands, f"requeueing {target.asked}")
-        return await self._start(
-            target, fence, changes, [_name(r) for r in failed], hold=verb == "requeuehold"
-        )
+            over = STATES.get(record.state) is not Liveness.RUNNING
+            steps.append(
+                _Step(record, (_first(requeue), mark)) if over else _Step(record, (_first(mark), requeue), 1)
+            )
+        done, but = await self._each(target, steps, "requeueing")
+        return await self._start(target, fence, changes, done, but, hold=hold)
 
     async def _start(
-        self, target: Target, fence: Fence, changes: Changes, names: Sequence[str], *, hold: bool
+        self,
+        target: Target,
+        fence: Fence,
+        changes: Changes,
+        requeued: Sequence[Record],
+        but: str,
+        *,
+        hold: bool,
     ) -> Outcome:
         """Wait until the old processes are gone, make the changes, let it go, without Slurm's waiting time."""
-        told = ", ".join(("requeued", *changes.told))
-        now = await self._pending(target)
+        told = ", ".join(("requeued", *changes.told)) + but
+        now = await self._pending(target, requeued)
         if now is None:
             if hold:
                 raise AnswerLostError(
                     f"{target.asked} is requeued and held, but its old processes do not end"
                 )
             return _outcome(fence, OutcomeStatus.DONE, f"{told}; its old processes are still ending")
-        start = f"StartTime=now+{self._wait(target, now)}"
-        for name in names:
+        start = f"StartTime=now+{self._wait(requeued, now)}"
+        stay: list[str] = []
+        for name in map(_name, requeued):
             steps = [slurm("scontrol", "update", f"JobId={name}", *changes.fields)] if changes.fields else []
             steps += [slurm("scontrol", "release", name, if_ok=True)] if hold else []
             answers = await self._client.run(
                 [*steps, slurm("scontrol", "update", f"JobId={name}", start, if_ok=True)]
             )
-            for answer in answers[:-1]:
-                try:
-                    check(answer, f"changing {name} ({told})")
-                except UnreachableError as silent:
-                    raise AnswerLostError(str(silent)) from silent
-                except RefusedError as refused:
-                    return _outcome(fence, OutcomeStatus.REFUSED, f"{refused}; it is requeued and stays held")
+            try:
+                _check_all(answers[:-1], f"changing {name} ({told})")
+            except UnreachableError as unheard:
+                raise AnswerLostError(str(unheard)) from unheard
+            except (RefusedError, AccessRefusedError) as refused:
+                stay.append(f"{refused}; it is requeued and stays held")
+        if len(stay) == len(requeued):
+            return _outcome(fence, OutcomeStatus.REFUSED, stay[0])
+        told += _left_out(stay)
         _, records, _ = await self._observer.current(target.job)
         return _outcome(
             fence, OutcomeStatus.DONE, told, incarnation(target.job.ref, target.asked, records)
         )  # fmt: skip
 
-    def _wait(self, target: Target, now: float) -> int:
+    def _wait(self, requeued: Sequence[Record], now: float) -> int:
         """Seconds until the next run may start: a run that ended long ago has left nothing behind."""
-        ends = [record.end for record in target.failed if STATES.get(record.state) is Liveness.FAILED]
-        since = now - max(end or now for end in ends) if len(ends) == len(target.failed) else 0.0
+        ends = [record.end for record in requeued if STATES.get(record.state) is Liveness.FAILED]
+        since = now - max(end or now for end in ends) if len(ends) == len(requeued) else 0.0
         return max(0, math.ceil(self._delay - since))
 
-    async def _pending(self, target: Target) -> float | None:
+    async def _pending(self, target: Target, requeued: Sequence[Record]) -> float | None:
         """Wait until the job is pending again; gives the cluster's time, None where it takes too long."""
         deadline = time.monotonic() + self._patience
-        names = {record.id for record in target.failed}
+        names = {record.id for record in requeued}
         while True:
             look = await self._client.look([target.asked.asked])
             mine = [record for record in look.records if record.id in names]
@@ -326,10 +400,11 @@ class Actor:
                 f"submitted again, but the old {target.asked} was not cancelled: {answer.problem}"
             )
 
-    async def _submitted(self, target: Target, fence: Fence) -> Outcome:
+    async def _submitted(self, target: Target, fence: Fence, born: JobId) -> Outcome:
         """Take up a submission that waits for the old job: end that."""
         await self._end_old(target)
-        return _outcome(fence, OutcomeStatus.DONE, f"submitted again; {target.asked} cancelled")
+        self._observer.follow(target.job.ref, born)
+        return _outcome(fence, OutcomeStatus.DONE, f"submitted again as {born}; {target.asked} cancelled")
 
     async def _told(
         self, target: Target, fence: Fence, name: JobId, changes: Changes, environment: bool
@@ -342,22 +417,38 @@ class Actor:
         return _outcome(fence, OutcomeStatus.DONE, told, made)
 
 
-def gate(action: Action, seen: Observation, records: Sequence[Record], begun: Mark | None) -> None:
+def gate(action: Action, seen: Observation, records: Sequence[Record], begun: Begun | None) -> None:
     """Refuse what must not be done to the job as it is now. Raises NotFoundError, RefusedError, UnreachableError."""
-    if seen.liveness is Liveness.GONE:
-        raise NotFoundError(f"{seen.job.id}: {seen.reason}")
-    if seen.liveness is Liveness.UNKNOWN and not seen.restart_underway:
-        raise UnreachableError(f"nothing is done to a job that can't be seen: {seen.reason}")
-    if begun is None and (seen.incarnation is None or seen.incarnation.token != action.incarnation.token):
+    _gate_sight(seen)
+    if not _is_meant(action, seen, records, begun):
         raise RefusedError("another incarnation is current than the one this action is meant for")
-    if action.kind is ActionKind.DRAIN_NODE or begun is not None:
+    if action.kind is ActionKind.DRAIN_NODE:
         return
     if seen.liveness in {Liveness.STOPPED, Liveness.SUCCEEDED}:
         raise RefusedError(f"the job has ended ({seen.native}): it is left as it is")
+    if begun is not None:
+        return
     if action.kind is ActionKind.CANCEL and seen.liveness is Liveness.FAILED:
         raise RefusedError(f"the job has ended already ({seen.native})")
     if action.kind.restarts:
         _gate_restart(seen, records)
+
+
+def _gate_sight(seen: Observation) -> None:
+    if seen.liveness is Liveness.GONE:
+        raise NotFoundError(f"{seen.job.id}: {seen.reason}")
+    if seen.liveness is Liveness.UNKNOWN and not seen.restart_underway:
+        raise UnreachableError(f"nothing is done to a job that can't be seen: {seen.reason}")
+
+
+def _is_meant(action: Action, seen: Observation, records: Sequence[Record], begun: Begun | None) -> bool:
+    """Whether the action is for what is there: its incarnation, or what it has itself made of that."""
+    meant = action.incarnation.token
+    if seen.incarnation is not None and seen.incarnation.token == meant:
+        return begun is None or begun.mark.token == meant
+    if begun is None or begun.mark.token != meant:
+        return False
+    return begun.born is not None or any(requeued_and_held(record) for record in records)
 
 
 def _gate_restart(seen: Observation, records: Sequence[Record]) -> None:
@@ -374,22 +465,39 @@ def launch_failed(record: Record) -> bool:
     return plain(record.reason).startswith("launch failed requeued held")
 
 
-def _unsafe_nodes(target: Target) -> tuple[str, ...]:
-    """Nodes where the old processes may live on: after a node failure they are not killed but out of sight."""
-    return target.seen.bad_nodes if any(r.state in {"NODE_FAIL", "BOOT_FAIL"} for r in target.records) else ()
-
-
-def _was_submitted(target: Target) -> bool:
-    return (
-        bool(target.records)
-        and all(mark_of(record.comment, target.mark.fence) is None for record in target.records)
-        and any(STATES.get(record.state) in {Liveness.RUNNING, Liveness.PENDING} for record in target.records)
-    )
-
-
 def _name(record: Record) -> str:
     """A heterogeneous job is requeued by its leader's id only."""
     return str(record.id.base) if record.id.offset is not None else str(record.id)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is done to one part of a job."""
+
+    record: Record
+    commands: tuple[Command, ...]
+    decides: int = 0
+    """The command whose success is the action's; what comes after it only marks."""
+
+
+def _first(command: Command) -> Command:
+    """Let a command depend on the note alone, not on what became of the part before."""
+    return replace(command, if_ok=False, if_first=True)
+
+
+def _within(commands: Sequence[Command]) -> float:
+    """Seconds for a note and its commands: an answer takes well below one, a silent controller up to 60."""
+    return min(max(75.0, 1.5 * len(commands)), WITHIN)
+
+
+def _check_all(answers: Sequence[Result], what: str) -> None:
+    for answer in answers:
+        check(answer, what)
+
+
+def _left_out(problems: Sequence[str]) -> str:
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return f"; not so: {'; '.join(problems[:3])}{more}" if problems else ""
 
 
 def _comment(record: Record, mark: Mark) -> Command:

@@ -23,8 +23,10 @@ _NO_JOB = ("invalid job id",)
 class Shell(Protocol):
     """Where commands are run: an SSH connection, or a fake of one."""
 
-    async def run(self, commands: Sequence[Command], *, limit: int = ..., now: bool = ...) -> list[Result]:
-        """Run commands one after another; `limit` bounds what they print, in bytes."""
+    async def run(
+        self, commands: Sequence[Command], *, limit: int = ..., now: bool = ..., within: float | None = ...
+    ) -> list[Result]:
+        """Run commands one after another; `limit` bounds what they print, in bytes, `within` their seconds."""
         ...
 
     async def close(self) -> None:
@@ -96,10 +98,15 @@ class SlurmClient:
         self._shell = shell
 
     async def run(
-        self, commands: Sequence[Command], *, limit: int = 64_000_000, now: bool = False
+        self,
+        commands: Sequence[Command],
+        *,
+        limit: int = 64_000_000,
+        now: bool = False,
+        within: float | None = None,
     ) -> list[Result]:
         """Run commands in one round trip."""
-        return await self._shell.run(commands, limit=limit, now=now)
+        return await self._shell.run(commands, limit=limit, now=now, within=within)
 
     async def look(self, ids: Sequence[str], *, now: bool = False) -> Look:
         """Ask the controller for these jobs and for nodes in trouble. Raises UnreachableError."""
@@ -110,6 +117,14 @@ class SlurmClient:
         records = [record for answer in queued for record in self._records(answer, mark)]
         bad = parse.bad_nodes(nodes.text, mark) if nodes.code == 0 else []
         return Look(_clock(date), records, bad)
+
+    async def bad_nodes(self) -> list[BadNode]:
+        """Ask for the nodes in trouble. Raises UnreachableError: without an answer none is known to be sound."""
+        mark = new_mark()
+        (nodes,) = await self.run([node_states(mark)])
+        if nodes.code != 0:
+            raise UnreachableError(f"the Slurm controller does not tell the nodes' states: {nodes.problem}")
+        return parse.bad_nodes(nodes.text, mark)
 
     async def own(self) -> list[Record]:
         """Ask the controller for all jobs of the login's user."""

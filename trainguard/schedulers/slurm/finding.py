@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trainguard.core.action import ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.errors import UnreachableError
@@ -18,12 +19,24 @@ from trainguard.schedulers.slurm.marks import FENCE, Mark, mark_of
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
 from trainguard.schedulers.slurm.states import STATES, held, plain
-from trainguard.transports.posix_shell import new_mark
+from trainguard.transports.posix_shell import KILL_AFTER, new_mark
 
-LATE = 45.0
-"""Seconds in which Slurm may still carry out a request whose answer was lost: an sbatch that printed
-`Socket timed out` has been seen to be accepted later (MessageTimeout is 10 s and is tried again)."""
+SETTLED = 20.0
+"""Seconds for which the controller must have answered after the last moment of a request whose answer was
+lost, before its absence means anything: an sbatch that printed `Socket timed out` has been seen to be
+accepted later, and a controller that was silent has the request before it when it speaks again."""
+_SKEW = 30.0
+"""Seconds by which the login node's clock and the controller's may differ."""
 _RUNS = {Liveness.RUNNING, Liveness.PENDING}
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An action that was begun and is to be taken up with the same fence."""
+
+    mark: Mark
+    born: JobId | None = None
+    """The job that was submitted in place of the old one, which still lives."""
 
 
 class Finder:
@@ -34,12 +47,14 @@ class Finder:
         self._observer = observer
         self._journal = journal
         self._lost: dict[str, float] = {}
-        self.half_way: dict[str, Mark] = {}
-        """Actions that were begun and are to be taken up with the same fence."""
+        """Until when each request whose answer did not come may still be at work."""
+        self._calm: dict[str, float] = {}
+        """When the controller was first seen to answer after that."""
+        self.half_way: dict[str, Begun] = {}
 
-    def lost(self, fence: str) -> None:
-        """Remember that a request was sent whose answer did not come."""
-        self._lost[fence] = time.monotonic()
+    def lost(self, fence: str, within: float) -> None:
+        """Remember that a request was sent whose answer did not come; it may take so many seconds."""
+        self._lost[fence] = time.monotonic() + within + KILL_AFTER
 
     async def find(self, job: Job, fence: Fence) -> Outcome | None:
         """Say what became of a fence. None: it did not happen, or stopped half-way and can be taken up.
@@ -85,9 +100,11 @@ class Finder:
             return self._take_up(fence, mark, written)
         moved = token(asked, records) != mark.token or any(record.requeueing for record in records)
         if not moved:
+            if all(_let_go(record, written) for record, _ in marked):
+                return _done(fence, f"{mark.kind}: {asked} was let go", incarnation(job.ref, asked, records))
             return self._take_up(fence, mark, written)
         if any(requeued_and_held(record) for record, _ in marked):
-            self.half_way[fence.token] = mark
+            self.half_way[fence.token] = Begun(mark)
             return None
         return _done(fence, f"{mark.kind}: {asked} came of it", incarnation(job.ref, asked, records))
 
@@ -114,7 +131,7 @@ class Finder:
                 and any(STATES.get(record.state) in _RUNS for record in records)
                 and asked != born.id
             ):
-                self.half_way[fence.token] = mark
+                self.half_way[fence.token] = Begun(mark, born.id)
                 return None
             return self._born(job, fence, born, [*others, *accounts.records])
         if accounts.problem:
@@ -147,26 +164,47 @@ class Finder:
         moved = again or any(record.requeueing for record in records)
         if moved and ActionKind(mark.kind).restarts:
             if any(requeued_and_held(record) for record in records):
-                self.half_way[fence.token] = mark
+                self.half_way[fence.token] = Begun(mark)
                 return None
             return _done(fence, f"{mark.kind}: {asked} was requeued", incarnation(job.ref, asked, records))
         return self._take_up(fence, mark, written)
 
     def _take_up(self, fence: Fence, mark: Mark, written: Note | None) -> Outcome | None:
         self._wait_for_late(fence, written)
-        self.half_way[fence.token] = mark
+        self.half_way[fence.token] = Begun(mark)
         return None
 
     def _wait_for_late(self, fence: Fence, written: Note | None) -> None:
-        """Before acting again: give a request that is still under way the time to show."""
-        ages = [written.age] if written is not None else []
+        """Before acting again: give a request that may still be under way the time to show."""
+        now = time.monotonic()
+        waits = [] if written is None else [written.within + KILL_AFTER - written.age]
         if fence.token in self._lost:
-            ages.append(time.monotonic() - self._lost[fence.token])
-        if ages and min(ages) < LATE:
-            wait = LATE - min(ages)
+            waits.append(self._lost[fence.token] - now)
+        if not waits:
+            return
+        if (wait := max(waits)) > 0:
+            self._calm.pop(fence.token, None)
+            wait += SETTLED
+        else:
+            wait = self._calm.setdefault(fence.token, now) + SETTLED - now
+        if wait > 0:
             raise UnreachableError(
                 f"{fence.token} was begun and may still be carried out; to be told in {wait:.0f} s", wait
             )
+
+
+def _let_go(record: Record, written: Note | None) -> bool:
+    """Whether a marked job whose identity is still the old one was held after a failed launch, and let go.
+
+    Letting go changes no identity. Such a job waits or has started since; a hung one that was to be killed
+    has run from before the note. Where no note tells that, what runs is left alone.
+    """
+    if record.state == "COMPLETING" or held(record):
+        return False
+    if STATES.get(record.state) is Liveness.PENDING:
+        return True
+    started = record.start or 0
+    return STATES.get(record.state) is Liveness.RUNNING and (written is None or started >= written.at - _SKEW)
 
 
 def requeued_and_held(record: Record) -> bool:

@@ -4,10 +4,14 @@ Slurm lets no comment be written on a finished job, so a requeue's mark comes a 
 note stands before it. It also decides between two processes that use one fence at the same instant: `ln`
 makes a name at most once. Where the home can't be written to (a full quota is a common cause of failures),
 actions go on without it.
+
+The note also says when the commands were begun and how long they may take in all: they go on without the
+connection, so until then nothing can be concluded from what is not to be seen.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from trainguard.schedulers.slurm.marks import Mark, mark_of
@@ -17,12 +21,17 @@ TAKEN = 17
 """Exit code: another process has written the note."""
 _WRITE = (
     'd="$HOME/.trainguard/slurm/$1"; f="$d/$2"; umask 077; mkdir -p "$d" 2>/dev/null || exit 0; '
-    'if [ -s "$f" ]; then [ "$4" = again ] || exit 17; touch "$f"; exit 0; fi; '
+    'if [ -s "$f" ] && [ "$4" != again ]; then exit 17; fi; '
     'find "$d" -type f -mtime +30 -delete 2>/dev/null; t="$f.$$"; '
-    '{ printf "%s\\n" "$3" >"$t"; } 2>/dev/null && [ -s "$t" ] || { rm -f "$t"; exit 0; }; '
+    '{ printf "%s at %s\\n" "$3" "$(date +%s)" >"$t"; } 2>/dev/null && [ -s "$t" ] || '
+    '{ rm -f "$t"; [ ! -e "$f" ] || touch "$f"; exit 0; }; '
+    'if [ "$4" = again ]; then mv -f "$t" "$f" || { rm -f "$t"; touch "$f"; }; exit 0; fi; '
     'ln "$t" "$f" 2>/dev/null; rc=$?; rm -f "$t"; [ "$rc" -eq 0 ] || { [ -s "$f" ] && exit 17; }; exit 0'
 )
-_READ = 'f="$HOME/.trainguard/slurm/$1/$2"; [ -s "$f" ] || exit 3; echo $(($(date +%s) - $(stat -c %Y "$f"))); cat "$f"'
+_READ = 'f="$HOME/.trainguard/slurm/$1/$2"; [ -s "$f" ] || exit 3; echo "$(date +%s) $(stat -c %Y "$f")"; cat "$f"'
+_TIMES = re.compile(r"\] within (\d{1,6})(?: at (\d{1,12}))?\s*$")
+WITHIN = 300.0
+"""Seconds that the commands of one note may take together at most."""
 _ERASE = 'rm -f "$HOME/.trainguard/slurm/$1/$2"'
 
 
@@ -33,6 +42,10 @@ class Note:
     mark: Mark
     age: float
     """Seconds, by the login node's clock."""
+    within: float
+    """Seconds that its commands may take in all."""
+    at: float
+    """When it was written, by the login node's clock."""
 
 
 class Journal:
@@ -43,10 +56,10 @@ class Journal:
             "".join(char if char.isalnum() or char in "-_" else "-" for char in cluster)[:60] or "-"
         )
 
-    def write(self, mark: Mark, *, again: bool) -> Command:
+    def write(self, mark: Mark, within: float, *, again: bool) -> Command:
         """Write a note before an action; `again` where this one is being taken up."""
-        how = "again" if again else "new"
-        return Command(("sh", "-c", _WRITE, "sh", self._folder, mark.fence, str(mark), how), timeout=30)
+        how, text = "again" if again else "new", f"{mark} within {within:.0f}"
+        return Command(("sh", "-c", _WRITE, "sh", self._folder, mark.fence, text, how), timeout=30)
 
     def read(self, fence: str) -> Command:
         """Ask for a fence's note."""
@@ -59,8 +72,13 @@ class Journal:
 
 def note(answer: Result, fence: str) -> Note | None:
     """Read the answer to `read`."""
-    age, _, text = answer.text.partition("\n")
+    clock, _, text = answer.text.partition("\n")
     mark = mark_of(text, fence) if answer.code == 0 else None
-    if mark is None or not age.strip().lstrip("-").isdigit():
+    words = clock.split()
+    if mark is None or len(words) != 2 or not all(word.isdigit() for word in words):
         return None
-    return Note(mark, max(float(age), 0.0))
+    now, written = (float(word) for word in words)
+    times = _TIMES.search(text)
+    # The file's time is that of the home's server, the one in the note the login node's: the later one counts.
+    at = max(written, float(times[2] or 0) if times else 0.0)
+    return Note(mark, max(now - at, 0.0), float(times[1]) if times else WITHIN, at)
