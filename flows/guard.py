@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from trainguard.blocks.clusters import Cluster, as_block
+from trainguard.blocks.clusters import Cluster
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import Notifier
 from trainguard.core.cadence import Cadence
@@ -31,6 +31,7 @@ from trainguard.core.policy import Policy
 from trainguard.flows.diagnose import diagnose
 from trainguard.flows.recover import recover
 from trainguard.tasks.check import check_job
+from trainguard.tasks.cluster import load_cluster
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import RETRY_SECONDS
 from trainguard.tasks.duty import on_duty
@@ -72,7 +73,7 @@ async def guard(
     deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
     run_id = flow_run.id or ""
     try:
-        block = await as_block(cluster)
+        block = await load_cluster(cluster)
         async with on_duty(
             block.place(job),
             block,

@@ -11,13 +11,14 @@ from typing import Annotated, Any
 from prefect import flow
 from pydantic import Field
 
-from trainguard.blocks.clusters import Cluster, as_block
+from trainguard.blocks.clusters import Cluster
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import Notifier
 from trainguard.core.cadence import Cadence
 from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Policy
 from trainguard.flows.guard import ASSIST, CADENCE, guard
+from trainguard.tasks.cluster import load_cluster
 from trainguard.tasks.patrol import Rounds
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ async def patrol(
         "rules": rules,
         "checks_a_run": checks_a_run,
     }
-    block = await as_block(cluster)
+    block = await load_cluster(cluster)
     rounds = Rounds(block, block.make_scheduler(), selector, only_failed)
     guards: dict[JobRef, asyncio.Task[None]] = {}
     count = 0

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -128,11 +129,32 @@ async def test_the_trouble_of_one_guard_is_told_and_is_not_the_others(
     monkeypatch.setattr(guard_module, "_stand_guard", sometimes)
     runs = [await pool.guard(one) for one in (broken, sound)]
     async with pool.worker():
-        state = await reached(runs[0], "Failed", "Crashed")
+        await until(lambda: _says(runs[0], "the guard itself is broken"), "the trouble told")
         await reached(runs[1], "Enabled")
         await asyncio.sleep(1)
         assert (await state_of(runs[1])).name == "Enabled"
-    assert "the guard itself is broken" in (state.message or "")
+    assert (await state_of(runs[0])).name in {"Failed", "Crashed"}
+
+
+async def _says(run: UUID, words: str) -> bool | None:
+    return words in ((await state_of(run)).message or "") or None
+
+
+async def test_nothing_asks_prefect_by_a_client_that_blocks_the_other_guards(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def blocking(client: httpx.Client, request: httpx.Request, **_: Any) -> httpx.Response:
+        asked.append(f"{threading.current_thread().name}: {request.url.path}")
+        return original(client, request, **_)
+
+    original = httpx.Client.send
+    monkeypatch.setattr(httpx.Client, "send", blocking)
+    run = await pool.guard(Simulation(Fault(FaultKind.NCCL, 95)))
+    async with pool.worker():
+        await reached(run, "Completed", "Failed", "Crashed")
+    assert [one for one in asked if one.startswith("guards:")] == []
 
 
 async def test_a_cluster_that_nobody_knows_fails_with_the_reason(pool: Pool) -> None:

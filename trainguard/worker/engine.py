@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from anyio import CancelScope
+from prefect import results
 from prefect._flow_run_suspension import FlowRunSuspensionRequest, register_flow_run_suspension_request
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
@@ -26,6 +27,15 @@ RESUMING = "Resuming"
 KEYS_A_LIFE = 1000
 _ANOTHERS = frozenset({"Refused", "Fenced"})
 """Names of the states in which a guard ends because another one has its job."""
+
+
+def keep_no_results() -> None:
+    """Let Prefect's engine not ask its server, in the guards' own event loop, where results are kept.
+
+    It does so at every start of a flow run by a blocking client: a server that hangs would stop all guards of
+    this process. Guards keep no results, so the answer is known.
+    """
+    results._read_server_default_result_storage_block_id = lambda: None
 
 
 class Stop(StrEnum):

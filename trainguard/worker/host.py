@@ -19,7 +19,7 @@ from uuid import UUID
 from prefect.context import AsyncClientContext
 
 from trainguard.tasks.prefect_view import cancellation_is_watched
-from trainguard.worker.engine import Stop
+from trainguard.worker.engine import Stop, keep_no_results
 from trainguard.worker.service import Service
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class GuardHost:
 
     async def open(self) -> None:
         """Start the thread."""
+        keep_no_results()
         ready: Future[None] = Future()
         context = contextvars.copy_context()
         self._thread = threading.Thread(
