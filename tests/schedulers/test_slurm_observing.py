@@ -135,6 +135,19 @@ async def test_a_job_that_was_submitted_again_is_followed_by_its_mark(
     assert (seen.liveness, seen.incarnation.native_id, seen.incarnation.attempt) == (Liveness.RUNNING, "9", 3)
 
 
+async def test_patrol_finds_a_job_that_was_submitted_again_under_the_name_that_its_guard_has(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """Under an id of its own it would get a second guard. A requeued job's marks name the job itself."""
+    far.put("7", "FAILED")
+    far.put("8", "RUNNING", Comment=str(Mark("tg-x-1", "restart", "8+1700000000+0", "8", 2)))
+    again = Mark("tg-x-1", "restart", "7+1700000000+0", "7", 2)
+    far.put("9", "RUNNING", Comment=f"{again} {Mark('tg-x-2', 'restart', '9+1700000500+0', '7', 3)}")
+    far.put("10_3", "RUNNING", Comment=str(Mark("tg-y-1", "restart", "4_3+1700000000+0", "4_3", 2)))
+    del far.queue["7"]  # squeue is asked for live jobs only
+    assert {ref.id for ref in await slurm.discover("*")} == {"7", "8", "4_3"}
+
+
 async def test_a_controller_that_does_not_answer_is_unreachable(far: Far, slurm: SlurmScheduler) -> None:
     far.squeue_problem = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
     with pytest.raises(UnreachableError):

@@ -136,7 +136,7 @@ class SlurmScheduler(Scheduler):
         self._usable()
         chosen, matches = selection(selector)
         mark = new_mark()
-        fields = ("JobArrayID", "Name")
+        fields = ("JobArrayID", "Name", "Comment")
         (answer,) = await self._client.run([squeue(mark, *chosen, fields=fields)])
         check(answer, f"listing the jobs of {selector!r}")
         return matches(rows(answer.text, fields, mark), self.cluster)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trainguard.core.errors import ConfigError
 from trainguard.core.job import JobRef
-from trainguard.schedulers.slurm.ids import job_id
+from trainguard.schedulers.slurm.ids import JobId, job_id
+from trainguard.schedulers.slurm.marks import marks
 
 _WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}")
 _OPTIONS = {"user": "--user", "account": "--account", "partition": "--partition"}
@@ -41,6 +42,17 @@ def selection(selector: str) -> tuple[list[str], Matcher]:
     return options, _picker(name)
 
 
+def _guarded_as(asked: JobId, comment: str) -> str:
+    """Name the job as its guard does: one that was submitted again is still the one it came of.
+
+    A heterogeneous job is one job; an array's elements are guarded one by one.
+    """
+    born = [mark.job for mark in marks(comment) if mark.base != asked.base and job_id(mark.job) is not None]
+    if born:
+        return born[-1]
+    return str(asked.base) if asked.offset is not None else str(asked)
+
+
 def _picker(pattern: str) -> Matcher:
     def pick(rows: Sequence[Mapping[str, str]], cluster: str) -> list[JobRef]:
         found: dict[str, JobRef] = {}
@@ -48,8 +60,7 @@ def _picker(pattern: str) -> Matcher:
             asked = job_id(row["JobArrayID"])
             if asked is None or not fnmatch.fnmatchcase(row["Name"].strip(), pattern):
                 continue
-            # A heterogeneous job is one job; an array's elements are guarded one by one.
-            native = str(asked.base) if asked.offset is not None else str(asked)
+            native = _guarded_as(asked, row["Comment"])
             found[native] = JobRef(scheduler="slurm", cluster=cluster, id=native)
         return list(found.values())
 
