@@ -18,25 +18,47 @@ for lab in "${labs[@]}"; do
   fi
 done
 
-one() { # lab
-  local facts result=0
-  if ! facts=$(set -o pipefail; "$here/$1/up.sh" | tee /dev/stderr | tail -n 1); then
-    echo "lab $1 did not start" >&2
+one() { # lab; a lab that is interrupted is taken down like one that has ended
+  local lab=$1 work=0 printed result=0
+  printed=$(mktemp)
+  trap 'trap "" TERM; [ $work = 0 ] || { kill -TERM -- "-$work" 2>/dev/null; wait "$work"; }; rm -f "$printed"
+    "$here/$lab/down.sh" || true; exit 143' TERM
+  setsid "$here/$lab/up.sh" >"$printed" &
+  work=$!
+  if ! wait "$work"; then
+    echo "lab $lab did not start" >&2
     result=1
   else
-    ( set -a; . "$facts"; set +a; .venv/bin/pytest -m lab -o cache_dir=".pytest_cache/$1" --durations=5 "tests/labs/$1" ) || result=1
+    tee /dev/stderr <"$printed" | tail -n 1 >"$printed.facts"
+    mv "$printed.facts" "$printed"
+    ( set -a; . "$(cat "$printed")"; set +a
+      exec setsid .venv/bin/pytest -m lab -o cache_dir=".pytest_cache/$lab" --durations=5 "tests/labs/$lab" ) &
+    work=$!
+    wait "$work" || result=1
   fi
-  "$here/$1/down.sh" || true
+  trap '' TERM
+  rm -f "$printed"
+  "$here/$lab/down.sh" || true
   return $result
 }
 
 failed=0
+declare -A running
+interrupted() {
+  trap '' INT TERM HUP
+  echo "== interrupted: taking the labs down" >&2
+  kill -TERM "${running[@]}" 2>/dev/null
+  wait
+  exit 130
+}
+trap interrupted INT TERM HUP
 if [ ${#labs[@]} = 1 ]; then
   echo "== lab ${labs[0]}: installing what it needs from Debian's packages and starting it"
-  one "${labs[0]}" || failed=1
+  one "${labs[0]}" &
+  running[${labs[0]}]=$!
+  wait $! || failed=1
 else
   logs=$(mktemp -d)
-  declare -A running
   for lab in "${labs[@]}"; do
     echo "== lab $lab: installing what it needs from Debian's packages and starting it; its output follows when it ends"
     one "$lab" >"$logs/$lab" 2>&1 &

@@ -56,7 +56,7 @@ start_munge() {
   chown -R munge: "$dir/munge"
   runuser -u munge -- munged --key-file="$dir/munge/key" --socket="$dir/munge/socket" --num-threads=4 \
     --pid-file="$dir/munge/munged.pid" --log-file="$dir/munge/munged.log" --seed-file="$dir/munge/seed"
-  until_ok 10 munged test -S "$dir/munge/socket"
+  until_ok 30 munged test -S "$dir/munge/socket"
   ln -sf "$dir/munge/munged.pid" "$dir/run/munged.pid"
 }
 
@@ -119,7 +119,8 @@ DefMemPerCPU=100
 JobRequeue=1
 RequeueExitHold=98
 SlurmctldTimeout=10
-SlurmdTimeout=10
+# Two loaded cores: a slurmd that is only slow must not be taken for dead.
+SlurmdTimeout=25
 KillWait=2
 MinJobAge=${MIN_JOB_AGE:-25}
 InactiveLimit=0
@@ -177,7 +178,7 @@ start_accounting() { # base-port
       --innodb-flush-log-at-trx-commit=0 --innodb-lock-wait-timeout=900 --skip-log-bin \
       </dev/null >"$dir/log/mariadb.log" 2>&1 &
     echo $! >"$dir/run/mariadb.pid"
-    until_ok 40 MariaDB mariadb --no-defaults -uroot -S "$dir/db/s" -e 'select 1'
+    until_ok 120 MariaDB mariadb --no-defaults -uroot -S "$dir/db/s" -e 'select 1'
     mariadb --no-defaults -uroot -S "$dir/db/s" -e "create database if not exists slurm_acct_db;
       create user if not exists slurm@'127.0.0.1' identified by 'lab'; create user if not exists slurm@localhost identified by 'lab';
       grant all on slurm_acct_db.* to slurm@'127.0.0.1'; grant all on slurm_acct_db.* to slurm@localhost"
@@ -202,9 +203,9 @@ CommitDelay=1
 C
     )
     slurmdbd
-    until_ok 40 slurmdbd listens $dbd
+    until_ok 120 slurmdbd listens $dbd
   fi
-  until_ok 20 sacctmgr sacctmgr -n list cluster
+  until_ok 60 sacctmgr sacctmgr -n list cluster
   if [ -z "$(sacctmgr -nP list user $ops format=user)" ]; then # before slurmctld starts, so that it finds its cluster
     sacctmgr -i add cluster "$name" >/dev/null
     sacctmgr -i add account lab Cluster="$name" >/dev/null
@@ -217,12 +218,12 @@ start_slurm() { # prefix
   local i prefix=$1
   if ! running "$dir/run/slurmctld.pid" slurmctld; then
     slurmctld
-    until_ok 20 slurmctld sh -c 'scontrol ping | grep -q UP'
+    until_ok 90 slurmctld sh -c 'scontrol ping | grep -q UP'
   fi
   for i in $(seq 1 $nodes); do
     running "$dir/run/slurmd-$prefix$i.pid" slurmd || { mkdir -p "$dir/spool/$prefix$i" && slurmd -N "$prefix$i"; }
   done
-  until_ok 40 nodes sh -c "[ \$(sinfo -h -N -p main -o %T | grep -cxE 'idle|mixed|allocated') -ge $nodes ]"
+  until_ok 150 nodes sh -c "[ \$(sinfo -h -N -p main -o %T | grep -cxE 'idle|mixed|allocated') -ge $nodes ]"
 }
 
 start_sshd() { # port
@@ -251,7 +252,7 @@ MaxStartups 100:30:200
 Subsystem sftp internal-sftp
 C
   /usr/sbin/sshd -f "$dir/sshd/config" -E "$dir/log/sshd.log"
-  until_ok 10 sshd listens "$1"
+  until_ok 30 sshd listens "$1"
 }
 
 write_facts() { # prefix ssh-port base-port accounting
@@ -286,6 +287,9 @@ start() { # prefix ssh-port base-port accounting
   write_conf "$1" "$3" "$4"
   [ "$4" = no ] || start_accounting "$3"
   start_slurm "$1"
+  # What tests of an earlier run left, where it was interrupted and its lab is used again.
+  rm -f "$dir"/faults/*
+  scancel -u $user >/dev/null 2>&1 || true
   start_sshd "$2"
   write_facts "$@"
   say "$name is up (ssh port $2, accounting: $4)"

@@ -178,7 +178,7 @@ class Cluster:
         pid = self.folder / "run" / f"slurmd-{node}.pid"
         if not pid.exists() or not Path(f"/proc/{pid.read_text().strip()}").exists():
             self.start("slurmd", "-N", node)
-        self.wait(lambda: self._up(node), 40, f"{node} is up")
+        self.wait(lambda: self._up(node), 120, f"{node} is up")
 
     def _up(self, node: str) -> bool:
         state = self.run("sinfo", "-h", "-N", "-n", node, "-p", "main", "-o", "%T").strip()
@@ -209,7 +209,7 @@ class Cluster:
         return self.run("squeue", "-h", "-t", "all", "-j", native, "-o", "%T", check=False).strip()
 
 
-async def until(look: Callable[[], Awaitable[T | None]], what: str, seconds: float = 60.0) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], what: str, seconds: float = 120.0) -> T:
     """Ask until there is an answer."""
     end = time.monotonic() + seconds
     while True:

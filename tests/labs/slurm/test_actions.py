@@ -57,7 +57,7 @@ async def until_step(folder: Path, step: int) -> None:
     async def look() -> bool | None:
         return True if steps(folder) >= step else None
 
-    await until(look, f"step {step} (is at {steps(folder)})", 60)
+    await until(look, f"step {step} (is at {steps(folder)})")
 
 
 @pytest.mark.parametrize("way", ["requeue", "submit again"])
@@ -102,7 +102,7 @@ async def test_a_training_survives_node_failure_out_of_memory_and_time_limit(
     await until_step(folder, before + 3)
     native = seen.incarnation.native_id if seen.incarnation else ""
     cluster.run("scontrol", "update", f"jobid={native}", "EndTime=now+2", user=cluster.facts["OPS_NAME"])
-    failed = await until_seen(scheduler, job, is_(Liveness.FAILED), "is over its time", 60)
+    failed = await until_seen(scheduler, job, is_(Liveness.FAILED), "is over its time")
     assert failed.native == "TIMEOUT"
     before = steps(folder)
     outcome = await restart(scheduler, job, act(ActionKind.EXTEND_TIME_LIMIT, failed, time_limit=600))
@@ -142,7 +142,7 @@ async def test_a_job_on_two_nodes_comes_back_without_the_dead_one(acct: Cluster)
     assert {chunk.source.rank for chunk in batch.chunks} >= {0, 1}
     acct.kill_node(number)
     try:
-        failed = await until_seen(scheduler, job, is_(Liveness.FAILED), "has failed", 60)
+        failed = await until_seen(scheduler, job, is_(Liveness.FAILED), "has failed", 150)
         assert (failed.native, failed.bad_nodes) == ("NODE_FAIL", (dead,))
         evidence = await scheduler.collect(job, failed)
         assert any(
@@ -447,7 +447,7 @@ async def test_what_patrol_selects(bare: Cluster) -> None:
     bare.submit(folder, BASH + "sleep 300\n", "--job-name=train-b")
     done = bare.submit(folder, BASH + "exit 0\n", "--job-name=train-c", "-p", "low")
     array = bare.submit(folder, BASH + "sleep 300\n", "--job-name=train-d", "-p", "low", "--array=1-2")
-    bare.wait(lambda: bare.state(done) == "COMPLETED", 20, "the short one is done")
+    bare.wait(lambda: bare.state(done) == "COMPLETED", 60, "the short one is done")
     found = await scheduler.discover(f"user={bare.facts['USER_NAME']},partition=low,name=train-*")
     assert {ref.id for ref in found} == {a, f"{array}_1", f"{array}_2"}
     assert not await scheduler.discover("user=nobody")
