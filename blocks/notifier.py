@@ -61,7 +61,10 @@ class NotifierBlock(Block, ABC):
 
     async def send(self, message: Message) -> SendResult:
         """Send one message. Never raises, but when cancelled; a failure is logged, masked, and told in the result."""
-        result = await self._send_in_time(message)
+        try:
+            result = await self._send_in_time(message)
+        except Exception as problem:  # noqa: BLE001 - what a foreign notifier raises must not end a guard
+            result = SendResult(sent=False, detail=mask(f"{type(problem).__name__}: {problem}"))
         if not result.sent:
             logger.warning(
                 "%s: %r was not sent: %s", self.get_block_type_slug(), message.title, result.detail

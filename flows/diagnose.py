@@ -37,7 +37,7 @@ async def _diagnose(incident_id: str) -> None:
     found = await find_root_cause(incident, evidence)
     found = await ask_advisor(incident, found, evidence)
     await durably(context.ledger.add_diagnosis, context.lease, incident.id, found, context.clock())
+    await durably(tell_opened, incident, found)
     incident = incident.advanced(IncidentState.DIAGNOSED, fingerprint=found.fingerprint)
     await durably(context.ledger.update_incident, context.lease, incident)
     await show_incident_report(incident.id)
-    await tell_opened(incident, found)

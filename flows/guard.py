@@ -33,6 +33,7 @@ from trainguard.flows.recover import recover
 from trainguard.tasks.check import check_job
 from trainguard.tasks.cluster import load_cluster
 from trainguard.tasks.context import GuardContext
+from trainguard.tasks.deliver import await_delivery
 from trainguard.tasks.durable import RETRY_SECONDS
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
@@ -155,6 +156,7 @@ async def _end(context: GuardContext, outcome: str) -> State[Any]:
     await prefect_is_back(LAST_PATIENCE)
     await tidy_up(context)
     await show_guard_page(context)
+    await await_delivery(context)
     return Completed(name="Completed", message=outcome)
 
 

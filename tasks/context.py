@@ -22,6 +22,7 @@ from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
 from trainguard.supervisor.supervisor import boot_id, start_of, stat_of
+from trainguard.tasks.outbox import Outbox
 
 if TYPE_CHECKING:
     from trainguard.advisors import Advisor
@@ -86,6 +87,7 @@ class GuardContext:
     unrecorded_since: float | None = None
     """Since when the ledger is away."""
     unrecorded_told: bool = False
+    outbox: Outbox = field(default_factory=Outbox)
     subflows: set[asyncio.Task[None]] = field(default_factory=set)
     """Prefect's engines of this guard's subflows; one may outlive its steps while Prefect is away."""
 

@@ -1,4 +1,8 @@
-"""Telling people, each thing once and within the owner's limit. A channel that is down disturbs nothing."""
+"""Telling people, each thing once and within the owner's limit.
+
+What is told of incidents is on record when these return, and sent by `deliver`; they raise
+LedgerUnavailableError where it could not be put on record, for whoever waits durably.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,11 @@ import logging
 from trainguard.core.decision import ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident
+from trainguard.core.job import Incarnation
 from trainguard.core.messages import (
     Link,
-    Message,
     approval_needed,
+    degraded,
     incident_ended,
     incident_opened,
     record_back,
@@ -18,23 +23,34 @@ from trainguard.core.messages import (
     sight_lost,
     sight_recovered,
 )
+from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import Diagnosis
 from trainguard.tasks.context import GuardContext, current_guard
-from trainguard.tasks.notify import notify, send_to_all
+from trainguard.tasks.deliver import post, post_later, tell_unrecorded
 from trainguard.tasks.prefect_view import page_url
 
 logger = logging.getLogger(__name__)
 
 UNRECORDED_SECONDS = 20.0
 """Seconds without a ledger after which the owner is told."""
+TOLD = frozenset(
+    {
+        SignalKind.DEGRADED,
+        SignalKind.THROUGHPUT_COLLAPSE,
+        SignalKind.LOW_UTILISATION,
+        SignalKind.EARLY_STOP,
+    }
+)
+"""Signals that open no incident but are told at once."""
 
 
 async def tell_opened(incident: Incident, diagnosis: Diagnosis) -> None:
-    """Tell that an incident opened, with its cause."""
+    """Tell that an incident opened, with its cause and the scheduler's own word for the job's state."""
     context = current_guard()
-    await _tell(
-        context, incident.id, incident_opened(context.job, incident, diagnosis, links=_links(context))
+    status, links = _native(context, incident), _links(context)
+    await post(
+        context, incident.id, incident_opened(context.job, incident, diagnosis, status=status, links=links)
     )
 
 
@@ -42,12 +58,10 @@ async def tell_asked(incident: Incident, request: ApprovalRequest) -> None:
     """Tell that a decision is needed, with the page of the form."""
     context = current_guard()
     found = await context.ledger.diagnosis(incident.id)
-    if found is None:
-        return
     url = page_url(request.flow_run_id)
     logger.warning("waits for approval: %s or: trainguard approve %s", url or "(no UI)", request.id)
     links = (Link(label="Approve in Prefect", url=url),)
-    await _tell(context, incident.id, approval_needed(context.job, incident, found, request, links=links))
+    await post(context, incident.id, approval_needed(context.job, incident, found, request, links=links))
 
 
 async def tell_closed(incident: Incident) -> None:
@@ -55,25 +69,36 @@ async def tell_closed(incident: Incident) -> None:
     context = current_guard()
     found = await context.ledger.diagnosis(incident.id)
     plan = await context.ledger.plan(incident.id)
-    await _tell(
+    await post(
         context, incident.id, incident_ended(context.job, incident, found, plan, links=_links(context))
     )
 
 
 async def tell_signals(context: GuardContext, signals: tuple[Signal, ...]) -> None:
-    """Tell that sight was lost or came back; log the rest. A job its scheduler no longer knows is out of sight."""
-    now, gone = context.clock(), context.observation is not None and context.observation.liveness == "gone"
+    """Tell of a job that does badly without having failed, and of sight that was lost or came back; log the rest.
+
+    A job its scheduler no longer knows is out of sight. Waits for nothing: what an incident is opened for is told
+    with its cause.
+    """
+    gone = context.observation is not None and context.observation.liveness == "gone"
     for signal in signals:
         logger.warning("%s: %s", signal.kind, signal.detail)
         if signal.kind is SignalKind.BLIND or (gone and signal.kind is SignalKind.DEGRADED):
             context.blind_since = signal.at
             lost = sight_lost(context.job, since=signal.at, detail=signal.detail, links=_links(context))
-            await _tell(context, f"blind-{signal.at:.0f}", lost)
-    since, seeing = context.blind_since, context.health.unknown_since is None and not gone
+            post_later(context, f"blind-{signal.at:.0f}", lost)
+        elif signal.kind in TOLD:
+            message = degraded(context.job, signal, links=_links(context))
+            post_later(context, f"{signal.kind}-{signal.at:.0f}", message)
+    _tell_sight(context, seeing=context.health.unknown_since is None and not gone)
+
+
+def _tell_sight(context: GuardContext, *, seeing: bool) -> None:
+    now, since = context.clock(), context.blind_since
     if since is not None and seeing:
         context.blind_since = None
         message = sight_recovered(context.job, at=now, blind_for=now - since, links=_links(context))
-        await _tell(context, f"blind-{since:.0f}", message)
+        post_later(context, f"blind-{since:.0f}", message)
 
 
 async def tell_record(context: GuardContext, problem: LedgerUnavailableError | None) -> None:
@@ -84,34 +109,32 @@ async def tell_record(context: GuardContext, problem: LedgerUnavailableError | N
         if context.unrecorded_told or now - since < UNRECORDED_SECONDS:
             return
         context.unrecorded_told = True
-        message = record_lost(context.job, since=since, detail=str(problem), links=_links(context))
-        await send_to_all(context.notifiers, message)
+        tell_unrecorded(
+            context, record_lost(context.job, since=since, detail=str(problem), links=_links(context))
+        )
     elif since is not None:
         told, context.unrecorded_told, context.unrecorded_since = context.unrecorded_told, False, None
         if told:
-            message = record_back(context.job, at=now, lost_for=now - since, links=_links(context))
-            await send_to_all(context.notifiers, message)
+            # What nobody took of the loss is no news any more: that it is over tells for how long it was.
+            context.outbox.unrecorded.clear()
+            tell_unrecorded(
+                context, record_back(context.job, at=now, lost_for=now - since, links=_links(context))
+            )
+
+
+def _native(context: GuardContext, incident: Incident) -> str:
+    """The scheduler's word for the incarnation that failed; for one that still runs what is wrong with it, too."""
+    seen = context.observation
+    if seen is None or not seen.native or _differ(seen.incarnation, incident.incarnation):
+        return ""
+    if seen.liveness is Liveness.FAILED or not incident.signals:
+        return seen.native
+    return f"{seen.native} ({incident.signals[0].kind})"
+
+
+def _differ(one: Incarnation | None, other: Incarnation | None) -> bool:
+    return one is not None and other is not None and one.token != other.token
 
 
 def _links(context: GuardContext) -> tuple[Link, ...]:
     return (Link(label="Guard in Prefect", url=page_url(context.flow_run_id)),)
-
-
-async def _tell(context: GuardContext, about: str, message: Message) -> None:
-    if not context.notifiers:
-        return
-    limit = context.policy.max_alerts_per_job
-    try:
-        allowed = await context.ledger.note_notification(
-            context.job.key, about, message.kind, context.clock(), limit
-        )
-    except LedgerUnavailableError as problem:
-        logger.warning("no message is sent while the ledger can't count it: %s", problem)
-        return
-    if not allowed:
-        return
-    await notify(context.notifiers, message)
-    try:
-        await context.ledger.mark_notified(context.job.key, about, message.kind, context.clock())
-    except LedgerUnavailableError as problem:
-        logger.warning("a sent message could not be marked and may come again: %s", problem)

@@ -17,7 +17,7 @@ from tests.advisors.scripted_server import CLOSE, HANG, Answer, Script, serving
 from trainguard.blocks import notifier as notifier_module
 from trainguard.blocks.notifier import AppriseAddress, NotifierBlock, SlackWebhook
 from trainguard.core.messages import Message, MessageKind, Severity
-from trainguard.tasks.notify import notify, send_to_all
+from trainguard.tasks.notify import send_to_all
 
 # apprise imports a module that Python 3.13 drops.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
@@ -175,10 +175,19 @@ async def test_all_notifiers_are_told_even_if_the_first_is_broken() -> None:
     assert working.requests
 
 
-async def test_the_task_does_the_same_as_the_function() -> None:
-    async with serving(Answer()) as server:
-        (result,) = await notify.fn([webhook(server.url)], MESSAGE)
-    assert result.sent
+class Foreign(NotifierBlock):
+    """Somebody's own notifier, with an error of its own."""
+
+    _block_type_slug = "foreign"
+
+    async def _deliver(self, message: Message) -> None:
+        raise KeyError(f"password=hunter2hunter2 {message.title}")
+
+
+async def test_what_a_foreign_notifier_raises_ends_no_guard() -> None:
+    (result,) = await send_to_all([Foreign()], MESSAGE)
+    assert not result.sent
+    assert "KeyError" in result.detail and "hunter2" not in result.detail
 
 
 async def test_a_cancelled_guard_cancels_the_message() -> None:

@@ -14,6 +14,7 @@ from trainguard.core.decision import ApprovalRequest, Plan, Verdict
 from trainguard.core.fact import Fact
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Job
+from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import Diagnosis
 
 EXCERPT_LINES = 12
@@ -25,6 +26,7 @@ class MessageKind(StrEnum):
     OPENED = "opened"
     APPROVAL = "approval"
     ENDED = "ended"
+    DEGRADED = "degraded"
     BLIND = "blind"
     SIGHTED = "sighted"
     UNRECORDED = "unrecorded"
@@ -90,14 +92,14 @@ def incident_opened(
 def approval_needed(
     job: Job,
     incident: Incident,
-    diagnosis: Diagnosis,
+    diagnosis: Diagnosis | None,
     request: ApprovalRequest,
     *,
     links: tuple[Link, ...] = (),
 ) -> Message:
     """Ask for a decision. `links` should hold the page of the paused run."""
     body = (
-        *_report(diagnosis),
+        *(_report(diagnosis) if diagnosis else ()),
         "",
         "Waits for a decision on:",
         *_steps(request.plan, {Verdict.RUN, Verdict.ASK}),
@@ -108,7 +110,7 @@ def approval_needed(
         severity=Severity.WARNING,
         title=f"Approval needed: {job.name}",
         fields=_job_fields(job, incident, "awaiting approval"),
-        body="\n".join(body),
+        body="\n".join(body).lstrip("\n"),
         excerpt=_excerpt(diagnosis),
         commands=(f"trainguard approve {request.id}",),
         links=links,
@@ -141,6 +143,21 @@ def incident_ended(
         body="\n".join(body),
         excerpt="" if recovered else _excerpt(diagnosis),
         commands=(f"trainguard incidents {incident.id}",),
+        links=links,
+    )
+
+
+def degraded(job: Job, signal: Signal, *, links: tuple[Link, ...] = ()) -> Message:
+    """Tell that a job does worse than it should though it has not failed."""
+    title, then = _DEGRADED.get(signal.kind, ("Degraded", _WATCHED_ON))
+    attempt = (("Attempt", str(signal.incarnation.attempt)),) if signal.incarnation else ()
+    return Message(
+        kind=MessageKind.DEGRADED,
+        severity=Severity.WARNING,
+        title=f"{title}: {job.name}",
+        fields=(*_identity(job), ("Status", signal.kind.value), ("Time", moment(signal.at)), *attempt),
+        body=f"{signal.detail}\n{then}",
+        commands=("trainguard status",),
         links=links,
     )
 
@@ -213,6 +230,12 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
+_WATCHED_ON = "It has not failed: it is watched on, and nothing is done to it."
+_DEGRADED = {
+    SignalKind.THROUGHPUT_COLLAPSE: ("Slower than usual", _WATCHED_ON),
+    SignalKind.LOW_UTILISATION: ("GPUs hardly used", _WATCHED_ON),
+    SignalKind.EARLY_STOP: ("Ended early", "It did not fail: was that wanted? Nothing is done to it."),
+}
 _END_SEVERITY = {
     IncidentState.RECOVERED: Severity.GOOD,
     IncidentState.UNRECOVERABLE: Severity.CRITICAL,

@@ -2,55 +2,99 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from trainguard.core.alerts import GIVEN_UP, admitted, due
+from trainguard.core.fact import Fact
 from trainguard.core.history import NodeEvent
+from trainguard.core.messages import Message
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger import tables
 from trainguard.ledger.store import Store, insert_missing, lock_job
 
-CLAIM_SECONDS = 60.0
-"""How long a claim to send holds before another may send in its place: the first one may have died."""
+
+class Posted(Fact):
+    """A message that is to be sent."""
+
+    about: str
+    """What it is about: an incident's id, or an episode."""
+    message: Message
 
 
 class Notices(Store):
-    """Notifications sent and node history."""
+    """Messages to people and node history."""
 
-    async def note_notification(
-        self, job_key: str, incident_id: str, kind: str, at: float, limit: int
-    ) -> bool:
-        """Claim the right to send one message; afterwards `mark_notified`.
+    async def post_message(self, job_key: str, about: str, message: Message, at: float, limit: int) -> bool:
+        """Put a message on record, to be sent: `take_message`, then `mark_notified`.
 
-        False where it was sent, where somebody claimed it within the last 60 s, or where the job has used
-        up its `limit` of messages. A crash between claim and mark may send a message twice, never not.
+        False where it is on record already, or where the job's `limit` has no room for its kind.
         """
 
         async def work(tx: AsyncConnection) -> bool:
             await lock_job(tx, job_key)
             table = tables.notifications
-            this = (table.c.job_key == job_key, table.c.incident == incident_id, table.c.kind == kind)
-            known = (await tx.execute(select(table).where(*this))).one_or_none()
-            if known is not None:
-                if known.sent_at is not None or 0 <= at - known.noted_at < CLAIM_SECONDS:
-                    return False
-                await tx.execute(update(table).where(*this).values(noted_at=at))
-                return True
             used = await tx.scalar(select(func.count()).select_from(table).where(table.c.job_key == job_key))
-            if (used or 0) >= limit:
+            fits = admitted(message, used or 0, limit)
+            if fits is None:
                 return False
-            values = {"job_key": job_key, "incident": incident_id, "kind": kind, "noted_at": at}
+            values = {
+                "job_key": job_key,
+                "incident": about,
+                "kind": message.kind.value,
+                "noted_at": 0.0,
+                "posted_at": at,
+                "body": tables.dump(fits),
+            }
             return await insert_missing(tx, table, values)
 
         return await self._write(work)
 
-    async def mark_notified(self, job_key: str, incident_id: str, kind: str, at: float) -> None:
-        """Say that a claimed message went out."""
+    async def take_message(self, job_key: str, at: float) -> Posted | None:
+        """Claim the oldest message that is due. Whoever dies before it is marked leaves it to the next, later.
+
+        A message may come twice after a crash between sending and marking, never not.
+        """
+
+        async def work(tx: AsyncConnection) -> Posted | None:
+            await lock_job(tx, job_key)
+            for row in await _unsent(tx, job_key, at):
+                if row.noted_at <= at < due(row.posted_at, row.noted_at):
+                    continue
+                await tx.execute(_one(update, job_key, row.incident, row.kind).values(noted_at=at))
+                return Posted(about=row.incident, message=tables.load(Message, row.body))
+            return None
+
+        return await self._write(work)
+
+    async def message_due(self, job_key: str, at: float) -> float | None:
+        """Say when the next message is due, None where all are sent or given up."""
+
+        async def work(tx: AsyncConnection) -> float | None:
+            return min(
+                (due(row.posted_at, row.noted_at) for row in await _unsent(tx, job_key, at)), default=None
+            )
+
+        return await self._read(work)
+
+    async def mark_notified(self, job_key: str, about: str, kind: str, at: float) -> None:
+        """Say that a message went out."""
 
         async def work(tx: AsyncConnection) -> None:
-            table = tables.notifications
-            this = (table.c.job_key == job_key, table.c.incident == incident_id, table.c.kind == kind)
-            await tx.execute(update(table).where(*this).values(sent_at=at))
+            await tx.execute(_one(update, job_key, about, kind).values(sent_at=at))
+
+        await self._write(work)
+
+    async def withdraw_message(self, job_key: str, about: str, kind: str) -> None:
+        """Forget a message that nobody took and that is no longer true; it does not count."""
+
+        async def work(tx: AsyncConnection) -> None:
+            await tx.execute(
+                _one(delete, job_key, about, kind).where(tables.notifications.c.sent_at.is_(None))
+            )
 
         await self._write(work)
 
@@ -90,3 +134,20 @@ class Notices(Store):
             ]
 
         return await self._read(work)
+
+
+async def _unsent(tx: AsyncConnection, job_key: str, at: float) -> Sequence[Row[Any]]:
+    """Messages that nobody took yet and that are still news, oldest first."""
+    table = tables.notifications
+    found = select(table).where(
+        table.c.job_key == job_key,
+        table.c.sent_at.is_(None),
+        table.c.body.is_not(None),
+        table.c.posted_at > at - GIVEN_UP,
+    )
+    return (await tx.execute(found.order_by(table.c.posted_at, table.c.incident, table.c.kind))).all()
+
+
+def _one(change: Callable[..., Any], job_key: str, about: str, kind: str) -> Any:
+    table = tables.notifications
+    return change(table).where(table.c.job_key == job_key, table.c.incident == about, table.c.kind == kind)

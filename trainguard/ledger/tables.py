@@ -233,6 +233,8 @@ notifications = Table(
     Column("kind", Words, nullable=False),
     Column("noted_at", Double, nullable=False),
     Column("sent_at", Double),
+    Column("posted_at", Double),
+    Column("body", Text),
     PrimaryKeyConstraint("job_key", "incident", "kind"),
 )
 
