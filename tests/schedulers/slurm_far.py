@@ -29,6 +29,7 @@ class Far:
         self.sinfo_fails: set[int] = set()
         """Which calls of sinfo fail, counted from 1."""
         self.nodes: list[tuple[str, str, str]] = []
+        self.memory = 4000
         self.shown = ""
         self.user = "alice"
         self.clock = float(NOW)
@@ -134,7 +135,7 @@ class Far:
         if "--version" in argv:
             return Result(0, b"slurm-wlm 22.05.8", b"")
         mark, partition = argv[-1].rpartition(":")[2], any(word.startswith("--partition=") for word in argv)
-        last = "4000" if partition else ""
+        last = str(self.memory) if partition else ""
         return Result(
             0, "".join(SEP.join((n, s, last or r)) + f"{mark}\n" for n, s, r in self.nodes).encode(), b""
         )
@@ -190,7 +191,7 @@ class Far:
 
     def put(self, native: str, state: str, **more: str) -> None:
         given = {"JobArrayID": native, "JobID": native, "State": state, "Requeue": "1", "RestartCnt": "0"}
-        names = {*SQUEUE_FIELDS, *DETAILS}
+        names = {*SQUEUE_FIELDS, *DETAILS, *more}
         self.queue[native] = {name: (given | GIVEN | DETAILS | more).get(name, "") for name in names}
 
     def account(self, native: str, state: str, **more: str) -> None:

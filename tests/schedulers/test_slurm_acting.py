@@ -235,3 +235,15 @@ async def test_after_a_node_failure_nothing_is_done_while_the_nodes_states_are_n
     far.sinfo_fails = {calls + 3}
     outcome = await slurm.perform(job("7"), action, fence())
     assert "without n1" in outcome.detail
+
+
+async def test_memory_per_cpu_is_counted_by_the_node(far: Far, slurm: SlurmScheduler) -> None:
+    """Four nodes with eight tasks of 500 MB each have 4000 MB a node, not 16000."""
+    far.put("7", "FAILED", NumNodes="4", NumTasks="32")
+    far.nodes = [(f"n{number}", "idle", "") for number in range(1, 6)]
+    far.memory = 6000
+    far.shown = "MinMemoryCPU=500M MaxTime=UNLIMITED"
+    outcome = await slurm.perform(
+        job("7"), act(await look(slurm), ActionKind.RESTART_WITH_MORE_MEMORY), fence()
+    )
+    assert "6000 MB a node instead of 4000" in outcome.detail

@@ -8,6 +8,7 @@ from tests.schedulers.slurm_far import Far, job
 from trainguard.core.errors import UnreachableError
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.slurm import SlurmScheduler
+from trainguard.schedulers.slurm.ids import JobId
 from trainguard.schedulers.slurm.marks import Mark
 
 
@@ -102,6 +103,44 @@ async def test_a_reused_id_is_another_job(far: Far, slurm: SlurmScheduler) -> No
     assert await liveness(slurm, "7") is Liveness.RUNNING
     far.put("7", "RUNNING", RestartCnt="0", SubmitTime="1700000700")
     assert await liveness(slurm, "7") is not Liveness.RUNNING
+
+
+async def test_a_job_that_is_submitted_again_during_a_look_is_not_gone(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """It was asked for by its old id; that the new one does not show says nothing."""
+    far.put("7", "RUNNING")
+    assert await liveness(slurm, "7") is Liveness.RUNNING
+
+    def submitted() -> None:
+        far.put("901", "PENDING")
+        slurm._observer.follow(job("7").ref, JobId(901))
+        far.during = lambda: None
+
+    far.during = submitted
+    assert await liveness(slurm, "7") is Liveness.UNKNOWN
+    assert await liveness(slurm, "7") is Liveness.PENDING
+
+
+@pytest.mark.parametrize(
+    "other", [{"User": "bob", "Submit": "1700090000"}, {"Submit": "1600000000"}], ids=["later", "earlier"]
+)
+async def test_the_end_of_another_job_with_the_same_id_is_not_this_ones(
+    far: Far, slurm: SlurmScheduler, other: dict[str, str]
+) -> None:
+    """Ids come again; and for a moment accounting still tells the old job's end."""
+    far.put("7", "FAILED", exit_code="768")
+    first = (await slurm.observe([job("7")]))[job("7").ref]
+    far.put("8", "RUNNING")
+    assert await liveness(slurm, "8") is Liveness.RUNNING
+    far.queue.clear()
+    for native in ("7", "8"):
+        far.account(native, "COMPLETED", **other)
+    for _ in range(2):
+        slurm._observer._memory[job("7").ref].asked = float("-inf")
+        seen = (await slurm.observe([job("7")]))[job("7").ref]
+        assert (seen.liveness, seen.incarnation) == (Liveness.FAILED, first.incarnation)
+    assert await liveness(slurm, "8") is Liveness.UNKNOWN
 
 
 async def test_while_a_job_is_killed_to_be_requeued_it_is_the_old_incarnation_that_ends(

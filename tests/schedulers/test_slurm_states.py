@@ -92,6 +92,13 @@ def test_pending_past_the_owners_deadline_is_stuck_but_not_while_it_is_held() ->
     assert not read(replace(waits, reason="JobHeldUser"), NOW, Settings(), 50.0).stuck
 
 
+@pytest.mark.parametrize("state", ["SUSPENDED", "STOPPED"])
+def test_a_job_that_was_paused_does_not_wait_for_its_start(state: str) -> None:
+    """Its owner's deadline is for waiting in the queue; it was eligible when it began."""
+    paused = record(state, eligible=int(NOW) - 100)
+    assert not read(paused, NOW, Settings(), 50.0).stuck
+
+
 def test_a_running_element_of_a_held_array_is_not_held() -> None:
     assert held(record("PENDING", reason="JobHeldUser"))
     assert not held(record("RUNNING", reason="JobHeldUser"))

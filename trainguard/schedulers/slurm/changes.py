@@ -115,7 +115,8 @@ def _memory(action: Action, detail: Detail, partition: Partition) -> Changes:
     per_cpu = parse.megabytes(parse.show_value(detail.shown, "MinMemoryCPU"))
     now = parse.megabytes(parse.show_value(detail.shown, "MinMemoryNode")) or 0
     if per_cpu is not None:
-        now = per_cpu * int(detail.get("NumTasks") or 1) * int(detail.get("cpus-per-task") or 1)
+        cpus = int(detail.get("NumTasks") or 1) * int(detail.get("cpus-per-task") or 1)
+        now = per_cpu * math.ceil(cpus / int(detail.get("NumNodes").partition("-")[0] or 1))
     wanted = action.memory_bytes // 2**20 if action.memory_bytes else now * 3 // 2
     most = max(partition.memory.values(), default=0)
     target = min(wanted, most)

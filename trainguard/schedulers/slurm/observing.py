@@ -88,13 +88,22 @@ class Observer:
         return asked, records, observation
 
     async def _observe(self, jobs: Sequence[Job]) -> dict[JobRef, Observation]:
+        asked = {job.ref: self.followed(job.ref) for job in jobs}
         look = await self._client.look(self._ids(jobs))
         over = [job for job in jobs if self._is_over(job.ref, look) and self._seeks(job.ref)]
         if over and await self._find_successors(over):
+            asked = {job.ref: self.followed(job.ref) for job in jobs}
             look = await self._client.look(self._ids(jobs))
         missing = [job for job in jobs if self._needs_accounting(job.ref, look)]
-        accounts = await self._accounts(missing) if missing else Accounts()
-        return {job.ref: self._observation(job, look, accounts) for job in jobs}
+        accounts = await self._accounts(missing, asked) if missing else Accounts()
+        # A job that another task submitted again during this look was asked for by its old id: that it does
+        # not show says nothing.
+        return {
+            job.ref: self._observation(job, look, accounts)
+            if self.followed(job.ref) == asked[job.ref]
+            else _unknown(job, "it was submitted again during this look")
+            for job in jobs
+        }
 
     def _ids(self, jobs: Sequence[Job]) -> list[str]:
         return sorted({asked.asked for job in jobs if (asked := self.followed(job.ref)) is not None})
@@ -143,7 +152,7 @@ class Observer:
                 moved = True
         return moved
 
-    async def _accounts(self, jobs: Sequence[Job]) -> Accounts:
+    async def _accounts(self, jobs: Sequence[Job], asked_for: dict[JobRef, JobId | None]) -> Accounts:
         accounts = await self._client.accounts(self._ids(jobs))
         now = time.monotonic()
         search: list[JobRef] = []
@@ -166,6 +175,7 @@ class Observer:
         moved = [ref for ref in search if ref.id in newer and newer[ref.id] != self.followed(ref)]
         for ref in moved:
             self.follow(ref, newer[ref.id])
+            asked_for[ref] = newer[ref.id]
         if not moved:
             return accounts
         more = await self._client.accounts(sorted({newer[ref.id].asked for ref in moved}))
@@ -176,6 +186,7 @@ class Observer:
         asked = self.followed(job.ref)
         memory = self._memory.setdefault(job.ref, _Memory())
         told = belonging(asked, accounts.records) if asked is not None else []
+        told = [record for record in told if not _anothers(memory.records, record)]
         if not records:
             return self._forgotten(job, memory, told, accounts, look)
         have = {record.id for record in records}
@@ -253,6 +264,15 @@ def _reused(old: Record | None, new: Record) -> bool:
         and new.submit > old.submit > 0
         and (new.restarts or 0) <= (old.restarts or 0)
     )
+
+
+def _anothers(known: Mapping[JobId, Record], told: Record) -> bool:
+    """Whether accounting tells of another job than the one that the controller showed under this id before:
+    of an older one, while the newest is not stored yet, or of a later one of another user."""
+    old = known.get(told.id)
+    if old is None or told.submit == 0:
+        return False
+    return told.submit < old.submit or bool(old.user and told.user and old.user != told.user)
 
 
 def _same_incarnation(old: Record | None, new: Record) -> Record:

@@ -139,7 +139,8 @@ def _pending(record: Record, now: float, deadline: float) -> Reading:
             stuck = f"{record.reason or record.state}: {meaning}"
             break
     waited = now - (record.eligible or record.submit)
-    if not stuck and not is_held and 0 < deadline < waited:
+    waits = not is_held and record.state not in {"SUSPENDED", "STOPPED"}
+    if not stuck and waits and 0 < deadline < waited:
         stuck = f"pending for {waited:.0f} s ({record.reason or 'no reason given'}), longer than its deadline"
     return Reading(
         Liveness.PENDING,
