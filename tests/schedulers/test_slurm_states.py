@@ -181,8 +181,21 @@ def test_a_comment_does_not_grow_without_end() -> None:
     comment = "own"
     for number in range(100):
         comment = marked(comment, mark(number))
-    assert len(comment) < 1_200
+    assert len(comment.encode()) <= 1_000
     assert mark_of(comment, "tg-abc-99")
+
+
+def test_the_mark_that_tells_where_a_job_came_from_is_not_dropped() -> None:
+    comment = marked("é" * 200, mark(1))
+    for number in range(2, 40):
+        comment = marked(comment, mark(number, "99+1700000300+0", number))
+        assert len(comment.encode()) <= 1_000
+    assert [one.fence for one in marks(comment)][:: len(marks(comment)) - 1] == ["tg-abc-1", "tg-abc-39"]
+
+
+def test_owners_words_that_leave_no_room_keep_the_newest_mark() -> None:
+    comment = marked(marked("x" * 990, mark(1)), mark(2))
+    assert marks(comment) == [mark(2)]
 
 
 def test_attempts_are_counted_over_requeues_and_submissions() -> None:

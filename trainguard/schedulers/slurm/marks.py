@@ -18,6 +18,8 @@ _MARK = re.compile(
 FENCE = re.compile(r"tg-[a-z0-9-]{1,45}")
 KEPT = 12
 """Older marks are dropped: a comment is no log."""
+LONGEST = 1_000
+"""Bytes of a comment; slurmctld refuses an sbatch with more than 1,024."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,19 @@ def marks(comment: str) -> list[Mark]:
 
 
 def marked(comment: str, mark: Mark) -> str:
-    """Add a mark to a comment; the owner's words stay as they are."""
-    kept = [*(old for old in marks(comment) if old != mark), mark][-KEPT:]
-    return " ".join([part for part in (without_marks(comment),) if part] + [str(one) for one in kept])
+    """Add a mark to a comment; the owner's words stay as they are.
+
+    The oldest marks give way, but for the one that tells of which job this one came, and the new one.
+    """
+    kept = [*(old for old in marks(comment) if old != mark), mark]
+    own = without_marks(comment)
+    while True:
+        text = " ".join([part for part in (own,) if part] + [str(one) for one in kept])
+        born = next((one for one in reversed(kept) if one.base != mark.base), None)
+        old = next((one for one in kept[:-1] if one is not born), None)
+        if old is None or (len(kept) <= KEPT and len(text.encode()) <= LONGEST):
+            return text
+        kept.remove(old)
 
 
 def without_marks(comment: str) -> str:
