@@ -112,7 +112,7 @@ class Far:
         rows = [
             row
             for name, row in self.queue.items()
-            if wanted is None or name in wanted or name.partition("_")[0] in wanted
+            if wanted is None or name in wanted or re.split(r"[_+]", name)[0] in wanted
         ]
         if wanted is not None and len(wanted) == 1 and not rows:
             return Result(1, b"", b"slurm_load_jobs error: Invalid job id specified")

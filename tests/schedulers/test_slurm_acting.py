@@ -247,3 +247,46 @@ async def test_memory_per_cpu_is_counted_by_the_node(far: Far, slurm: SlurmSched
         job("7"), act(await look(slurm), ActionKind.RESTART_WITH_MORE_MEMORY), fence()
     )
     assert "6000 MB a node instead of 4000" in outcome.detail
+
+
+async def test_a_hung_job_that_may_not_be_requeued_is_submitted_again_and_then_ended(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """The successor waits for the end of the old one, and that is ended only once there is a successor."""
+    far.put("7", "RUNNING", Requeue="0")
+    outcome = await slurm.perform(job("7"), act(await look(slurm)), fence())
+    assert outcome.status is OutcomeStatus.DONE
+    assert far.done == ["sbatch", "scancel 7"]
+    assert "--dependency=afterany:7" in far.queue["901"]["options"]
+
+
+@pytest.mark.parametrize("native", ["7+0", "7_1"])
+async def test_parts_that_may_not_be_requeued_are_not_submitted_again(
+    far: Far, slurm: SlurmScheduler, native: str
+) -> None:
+    far.put(native, "RUNNING", Requeue="0")
+    if native == "7_1":
+        far.put("7_2", "RUNNING", Requeue="0")
+    with pytest.raises(RefusedError):
+        await slurm.perform(job("7"), act(await look(slurm)), fence())
+    assert far.done == []
+
+
+async def test_an_operator_submits_nobodys_job_as_its_own(far: Far, slurm: SlurmScheduler) -> None:
+    far.put("7", "FAILED", Requeue="0")
+    far.put("8", "FAILED")
+    far.user = "root"
+    with pytest.raises(RefusedError, match="would then be root's"):
+        await slurm.perform(job("7"), act(await look(slurm)), fence())
+    assert far.done == []
+    assert (await slurm.perform(job("8"), act(await look(slurm, "8")), fence(2))).status is OutcomeStatus.DONE
+    far.shown = "SLURM_VERSION = 22.05\nSlurmUser = slurm(64030)\nMinJobAge = 300 sec\n"
+    assert any("requeued only" in warning for warning in (await slurm.validate(job("8"))).warnings)
+
+
+async def test_a_comment_without_room_for_a_mark_is_refused_before_slurm_refuses_it(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    far.put("7", "FAILED", Requeue="0", Comment="x" * 990)
+    with pytest.raises(RefusedError, match="no room for a mark"):
+        await slurm.perform(job("7"), act(await look(slurm)), fence())

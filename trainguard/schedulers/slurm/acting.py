@@ -19,7 +19,7 @@ from trainguard.schedulers.slurm.finding import Begun, Finder, requeued_and_held
 from trainguard.schedulers.slurm.ids import JobId, is_node_name, job_id
 from trainguard.schedulers.slurm.jobs import attempt, incarnation
 from trainguard.schedulers.slurm.journal import TAKEN, WITHIN, Journal
-from trainguard.schedulers.slurm.marks import FENCE, Mark, marked
+from trainguard.schedulers.slurm.marks import FENCE, LONGEST, Mark, marked
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
 from trainguard.schedulers.slurm.states import STATES, held, plain
@@ -250,8 +250,9 @@ class Actor:
             self._client, action, details[0], record, await self._unsafe_nodes(target)
         )
         again = bool(action.checkpoint) and resume.by in {ResumeBy.ARGUMENT, ResumeBy.ENVIRONMENT}
-        over = STATES.get(record.state) is Liveness.FAILED
-        if again or (over and not record.requeue):
+        # What is only held is let go; it is not requeued.
+        ran = STATES.get(record.state) in {Liveness.FAILED, Liveness.RUNNING}
+        if again or (ran and not record.requeue):
             return await self._submit(target, action, fence, details[0], resume, changes)
         if action.checkpoint and resume.by is ResumeBy.SYMLINK:
             await self._link(target, resume.name, action.checkpoint)
@@ -371,6 +372,7 @@ class Actor:
             raise RefusedError(
                 "elements of an array can be submitted again one by one only: guard the elements"
             )
+        await self._check_owner(target)
         detail = await stored(self._client, detail)
         live = STATES.get(target.records[0].state) not in {Liveness.FAILED, None} if target.records else False
         options = list(changes.options)
@@ -378,6 +380,10 @@ class Actor:
             # It starts only once the old one has ended, whatever becomes of this process in between.
             options.append(f"--dependency=afterany:{target.asked}")
         comment = marked(target.records[0].comment if target.records else "", target.mark)
+        if len(comment.encode()) > LONGEST:
+            raise RefusedError(
+                f"the job's own comment leaves no room for a mark: Slurm takes 1024 bytes, with it they are {len(comment.encode())}"
+            )
         tasks = "" if target.asked.task is None else str(target.asked.task)
         call = submission(detail, comment, resume, action.checkpoint, options, tasks)
         command = call.command()
@@ -392,6 +398,18 @@ class Actor:
         name = JobId(born.base, target.asked.task)
         self._observer.follow(target.job.ref, name)
         return await self._told(target, fence, name, changes, call.environment is not None)
+
+    async def _check_owner(self, target: Target) -> None:
+        """A job that is submitted belongs to whoever submits it."""
+        (answer,) = await self._client.run([Command(("id", "-un"))])
+        login, owner = answer.text.strip(), target.records[0].user if target.records else ""
+        if answer.code != 0 or not login:
+            raise UnreachableError(f"the login node does not tell who we are: {answer.problem}")
+        if owner != login:
+            raise RefusedError(
+                f"it must be submitted again, and the job of {owner or 'somebody'} would then be {login}'s: "
+                "log in as its owner"
+            )
 
     async def _end_old(self, target: Target) -> None:
         (answer,) = await self._client.run([slurm("scancel", str(target.asked))])

@@ -40,12 +40,18 @@ class Facts:
                 f"the job is {owner}'s and the login is {self.user}: log in as {owner} or as a Slurm operator"
             )
             impossible |= {kind: why for kind in SUPPORTED if kind is not ActionKind.DRAIN_NODE}
+        warnings = self._warnings(seen)
+        if owner and owner != self.user and self.operator:
+            warnings.append(
+                f"the job is {owner}'s and the login is {self.user}: it can be requeued only. Where it must be "
+                f"submitted again (not to be requeued, or told its checkpoint by an argument), log in as {owner}"
+            )
         return Access(
             job_seen=True,
             logs_readable=False,
             possible=frozenset(SUPPORTED - set(impossible)),
             impossible=impossible,
-            warnings=tuple(self._warnings(seen)),
+            warnings=tuple(warnings),
         )
 
     def _warnings(self, seen: Observation) -> list[str]:
