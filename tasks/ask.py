@@ -84,10 +84,17 @@ async def earlier_answer(context: GuardContext, request_id: str) -> ApprovalAnsw
     if answer is not None:
         return answer
     request = await context.ledger.request(request_id)
-    if request is None or not request.flow_run_id:
-        return None
-    form = await stored_form(request.flow_run_id, request.keyset)
-    return None if form is None else await give(context, request, form, "ui")
+    for form in await stored_forms(request):
+        answer = await give(context, request, form, "ui")
+        if answer is not None:
+            return answer
+    return None
+
+
+async def stored_forms(request: ApprovalRequest | None) -> list[ApprovalForm]:
+    """Read what people entered in any form of a question, oldest first: a dead guard's may not have been read yet."""
+    found = [await stored_form(*form) for form in request.forms] if request is not None else []
+    return [form for form in found if form is not None]
 
 
 async def stored_form(flow_run_id: str, key: str) -> ApprovalForm | None:
@@ -182,17 +189,14 @@ async def wait_for_answer(
     Gives None where the question has lost its object: the job moved on by itself. Raises GuardCancelledError
     where a person cancelled the guard: the question then stays open for the next one.
     """
-    refused: ApprovalForm | None = None
+    refused: list[ApprovalForm] = []
     while True:
         answer: ApprovalAnswer | None = await durably(context.ledger.answer_of, request.id)
         if answer is not None:
             return answer
-        form = pause.result() if pause.done() else await _form_in_prefect(context, request.id)
-        if form is not None and form != refused:
-            answer = await give(context, request, form, "ui")
-            if answer is not None:
-                return answer
-            refused = form
+        answer = await _given_in_prefect(context, request, pause, refused)
+        if answer is not None:
+            return answer
         if context.clock() >= request.deadline:
             safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
             return await give(context, request, safe, "deadline")
@@ -205,19 +209,39 @@ async def wait_for_answer(
         await _next_look(context, pause)
 
 
+async def _given_in_prefect(
+    context: GuardContext,
+    request: ApprovalRequest,
+    pause: asyncio.Task[ApprovalForm],
+    refused: list[ApprovalForm],
+) -> ApprovalAnswer | None:
+    """Enter what people filled in, each form once; those that can't count are added to `refused`."""
+    entered = await _forms_in_prefect(context, request.id)
+    if pause.done():
+        entered.append(pause.result())
+    for form in entered:
+        if form in refused:
+            continue
+        answer = await give(context, request, form, "ui")
+        if answer is not None:
+            return answer
+        refused.append(form)
+    return None
+
+
 async def name_the_overruled(
     context: GuardContext, request: ApprovalRequest, answer: ApprovalAnswer | None
 ) -> None:
     """Say on the run's page that a form filled in there does not count, where another answer came first."""
-    form = await _form_in_prefect(context, request.id)
     counts = answer is not None and (answer.by, answer.answer.value)
-    if form is not None and (form.decided_by, form.decision) != counts:
-        await give(context, request, form, "ui")
+    for form in await _forms_in_prefect(context, request.id):
+        if (form.decided_by, form.decision) != counts:
+            await give(context, request, form, "ui")
 
 
-async def _form_in_prefect(context: GuardContext, request_id: str) -> ApprovalForm | None:
-    request: ApprovalRequest | None = await durably(context.ledger.request, request_id)
-    return None if request is None else await stored_form(request.flow_run_id, request.keyset)
+async def _forms_in_prefect(context: GuardContext, request_id: str) -> list[ApprovalForm]:
+    # Read anew: a form that could not be shown was stored under another key.
+    return await stored_forms(await durably(context.ledger.request, request_id))
 
 
 async def _cancelled(flow_run_id: str) -> bool:

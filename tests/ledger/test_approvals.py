@@ -91,8 +91,13 @@ async def test_a_successor_asks_again_without_moving_the_deadline(ledger: Ledger
         plan=facts.plan(at=NOW + 60),
     )
     stored = await ledger.ask(asked, again)
-    assert stored == facts.request(flow_run_id="run-2", keyset="keys-2")
+    first = facts.request()
+    shown_before = ((first.flow_run_id, first.keyset),)
+    assert stored == facts.request(flow_run_id="run-2", keyset="keys-2", earlier=shown_before)
     assert await ledger.request("inc00001-1") == stored
+    assert await ledger.ask(asked, again) == stored
+    third = await ledger.ask(asked, again.model_copy(update={"flow_run_id": "run-3", "keyset": "keys-3"}))
+    assert third.forms == (*shown_before, ("run-2", "keys-2"), ("run-3", "keys-3"))
 
 
 async def test_another_question_under_the_same_id_is_refused(ledger: Ledger, asked: Lease) -> None:

@@ -21,6 +21,7 @@ from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import IncidentState
 from trainguard.core.policy import Policy, Preset
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks import ask as ask_tasks
 from trainguard.testing.simulated import Fault, FaultKind
 
 pytestmark = [pytest.mark.usefixtures("prefect_api", "ledger_url"), pytest.mark.timeout(300)]
@@ -93,6 +94,30 @@ async def test_of_answers_from_both_sides_one_counts_and_the_other_is_named(
     if clicked and accepted:
         (said,) = set(overruled(caplog, "uma"))
         assert "already answered: refuse by tess (cli)" in said
+
+
+async def test_a_form_filled_in_for_a_dead_guard_counts_though_prefect_is_away_as_the_next_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation, guarding, question = await ask()
+    assert await click(question)
+    guarding.cancel()
+    await asyncio.gather(guarding, return_exceptions=True)
+    assert simulation.starts == 1
+    reading = ask_tasks._entered
+
+    async def away_at_first(flow_run_id: str, key: str) -> Any:
+        async with await Ledger.open() as ledger:
+            known = await ledger.request(question.id)
+        if known is None or known.flow_run_id == question.flow_run_id:
+            raise TimeoutError("Prefect is away")
+        return await reading(flow_run_id, key)
+
+    monkeypatch.setattr(ask_tasks, "_entered", away_at_first)
+    state = await simulation.guard(ASSIST)
+    assert state.message == "succeeded, recovered 1 time"
+    assert await decision(question) == ("uma", "ui", Answer.APPROVE)
+    assert simulation.starts == 2
 
 
 async def test_a_click_as_the_job_moves_on_restarts_nothing() -> None:

@@ -79,6 +79,13 @@ class ApprovalRequest(Fact):
     """The paused recover run, where there is one."""
     keyset: str = ""
     """The key of its stored input in Prefect: how an answer given to a dead process is read back."""
+    earlier: tuple[tuple[str, str], ...] = ()
+    """Flow run and keyset of each form that showed the question before: one may be filled in and not yet read."""
+
+    @property
+    def forms(self) -> tuple[tuple[str, str], ...]:
+        """Flow run and keyset of every form of this question, oldest first."""
+        return (*self.earlier, (self.flow_run_id, self.keyset)) if self.flow_run_id else self.earlier
 
 
 class ApprovalAnswer(Fact):

@@ -22,8 +22,8 @@ class Approvals(Store):
     async def ask(self, lease: Lease, request: ApprovalRequest) -> ApprovalRequest:
         """Store a question and give it back as stored.
 
-        Asked again under the same id, by a successor, only its flow run and keyset change: the deadline
-        stays where it was. Another question under the same id is a LedgerError.
+        Asked again under the same id, by a successor, its flow run and keyset change and the earlier ones are
+        kept beside them; the deadline stays where it was. Another question under the same id is a LedgerError.
         """
 
         async def work(tx: AsyncConnection) -> ApprovalRequest:
@@ -165,7 +165,14 @@ async def _ask_again(tx: AsyncConnection, request: ApprovalRequest) -> ApprovalR
     known = await _locked(tx, request.id)
     if known is None or _question(known) != _question(request):
         raise LedgerError(f"another question was already asked as {request.id}")
-    asked = known.model_copy(update={"flow_run_id": request.flow_run_id, "keyset": request.keyset})
+    form = (request.flow_run_id, request.keyset)
+    asked = known.model_copy(
+        update={
+            "flow_run_id": request.flow_run_id,
+            "keyset": request.keyset,
+            "earlier": tuple(one for one in known.forms if one != form),
+        }
+    )
     await tx.execute(
         update(tables.requests).where(tables.requests.c.id == request.id).values(body=tables.dump(asked))
     )
