@@ -117,7 +117,7 @@ class TestWhatIsRead:
         await lab.until(look, "the second start")
         assert await lab.alive(job) == 1
 
-    async def test_progress_heartbeat_and_use_are_seen(self, lab: LocalLab) -> None:
+    async def test_progress_signs_of_life_and_use_are_seen(self, lab: LocalLab) -> None:
         job = await lab.start(Workload.HEALTHY)
 
         async def look() -> Observation | None:
@@ -128,16 +128,23 @@ class TestWhatIsRead:
         seen = await lab.until(look, "progress and use")
         assert seen.progress is not None
         assert seen.progress.total == 100000
-        assert seen.heartbeat_age is not None
-        assert seen.heartbeat_age < 10
+        assert seen.log_age is not None
+        assert seen.log_age < 10
         assert seen.utilisation.memory_bytes is not None
         assert 1_000_000 < seen.utilisation.memory_bytes < 500_000_000
 
     def test_a_clock_that_was_set_back_makes_no_old_heartbeat(self) -> None:
         ref = JobRef(scheduler="local", cluster="here", id="/x")
-        state = {"status": "running", "now": 1000.0, "heartbeat_at": 5000.0, "log_at": 5000.0}
+        state = {"status": "running", "now": 1000.0, "beat_at": 5000.0, "log_at": 5000.0}
         seen = read_state(ref, {**state, "supervisor": {"host": "here"}})
         assert (seen.heartbeat_age, seen.log_age) == (0.0, 0.0)
+
+    def test_a_log_that_grows_is_no_heartbeat(self) -> None:
+        """A hung job's side thread may log for ever: only its steps, or a heartbeat of its own, say that it trains."""
+        ref = JobRef(scheduler="local", cluster="here", id="/x")
+        state = {"status": "running", "now": 1000.0, "heartbeat_at": 999.0, "log_at": 999.0, "beat_at": None}
+        seen = read_state(ref, {**state, "supervisor": {"host": "here"}})
+        assert (seen.heartbeat_age, seen.log_age) == (None, 1.0)
 
     def test_every_status_of_the_supervisor_has_a_meaning(self) -> None:
         assert set(LIVENESS) == set(supervisor.STATUSES)

@@ -99,6 +99,7 @@ def test_a_command_outlives_its_shim_and_its_log_loses_nothing(job: Supervised) 
 
 def test_after_a_reboot_the_attempt_has_failed(job: Supervised) -> None:
     job.start_python(STEPS)
+    until(lambda: job.lines("starts"), "the command has begun")
     state, attempt = job.view(), job.attempt()
     job.kill_supervisor()
     for pid in (state["shim"], state["pid"]):

@@ -1889,7 +1889,13 @@ class Supervisor:
             if all(shim.poll() is not None for shim in self.shims):
                 self._send_shim()
         self.state.update(
-            step=None, total=None, log_at=None, heartbeat_at=None, cpu_percent=None, rss_bytes=None
+            step=None,
+            total=None,
+            log_at=None,
+            beat_at=None,
+            heartbeat_at=None,
+            cpu_percent=None,
+            rss_bytes=None,
         )
         self._recall()
 
@@ -2179,7 +2185,7 @@ def describe_end(ended: Json) -> str:
 
 def heartbeats(folder: Path, number: int, config: Json, cwd: Path) -> Json:
     """Read when the command was last heard of, and how far it is."""
-    found: Json = {"log_at": None, "heartbeat_at": None}
+    found: Json = {"log_at": None, "beat_at": None, "heartbeat_at": None}
     attempt = Attempt(folder, number)
     times = [(attempt.read("started") or {}).get("at")]
     with contextlib.suppress(OSError):
@@ -2194,6 +2200,7 @@ def heartbeats(folder: Path, number: int, config: Json, cwd: Path) -> Json:
         at = beat.stat().st_mtime
         if at >= (times[0] or 0) - 1:
             times.append(at)
+            found["beat_at"] = at
             said = read_json(beat) or {}
             if isinstance(said.get("step"), int):
                 step, source = said["step"], "heartbeat"

@@ -41,7 +41,8 @@ def read_state(ref: JobRef, state: dict[str, Any]) -> Observation:
         memory_limit=state.get("memory_limit") or None,
         nodes=(str(state["supervisor"]["host"]),),
         progress=_progress(state),
-        heartbeat_age=None if ended else _age(now, state.get("heartbeat_at")),
+        # Its own heartbeat alone: a log that grows says that something writes, not that it trains.
+        heartbeat_age=None if ended else _age(now, state.get("beat_at")),
         log_age=None if ended else _age(now, state.get("log_at")),
         utilisation=Utilisation() if ended else _utilisation(state),
         restart_underway=native == "retrying",
