@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from trainguard.cli.prefect_server import free_port, prefect_server
+from trainguard.ledger.location import locate
 
 ROOT = Path(__file__).parents[1]
 DATABASE = "TRAINGUARD_BENCH_PREFECT_DATABASE"
@@ -117,6 +122,21 @@ class Lab:
             for counts in json.loads(file.read_text())["clusters"].values():
                 total = {name: total[name] + counts[name] for name in total}
         return total
+
+    def ledger_count(self, question: str) -> int:
+        """Ask the ledger for a number; 0 while it has no tables yet."""
+
+        async def ask() -> int:
+            engine = create_async_engine(locate(self.environment["TRAINGUARD_LEDGER_URL"]).url)
+            try:
+                async with engine.connect() as ledger:
+                    return int((await ledger.execute(text(question))).scalar_one())
+            except SQLAlchemyError:
+                return 0
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(ask())
 
     def trouble(self) -> list[str]:
         """Lines of the workers' and the server's logs that tell of an error."""

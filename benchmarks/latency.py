@@ -10,28 +10,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import sys
 import time
 from collections import Counter
 from typing import Any
 
-from benchmarks.density import PATIENCE, STEADY, fleet, running
-from benchmarks.lab import Lab, lab, until
+from benchmarks.density import fleet, start
+from benchmarks.lab import Lab, lab
 from trainguard.ledger.ledger import Ledger
 
 NO_STORM = {"storm_jobs": 1_000_000}
 """Many jobs that fail alike are one cause, and a person is asked: here they are many on purpose."""
-FAILURES = 100
+FAILURES = 200
 """About so many, spread over the window."""
 LAST_ANSWERS = 40.0
 """Seconds after the window in which what failed at its end is still answered."""
 
 
-def run(guards: int = 1000, window: float = 150.0) -> dict[str, Any]:
+def run(guards: int = 1000, window: float = 300.0) -> dict[str, Any]:
     """Let jobs fail under so many guards; seconds."""
     with lab() as lab_:
         journal = lab_.folder / "journal"
-        healthy = guards / 4 + 30.0
+        healthy = guards / 3 + 60.0
         settings = fleet(
             guards,
             journal=str(journal),
@@ -40,11 +41,9 @@ def run(guards: int = 1000, window: float = 150.0) -> dict[str, Any]:
             faults=["nccl"],
             step_seconds=0.5,
         )
-        parameters = {"cadence": STEADY, "policy": {"preset": "autonomous", "budgets": NO_STORM}}
+        parameters = {"policy": {"preset": "autonomous", "budgets": NO_STORM}}
         lab_.start_worker("guards", "trainguard", TRAINGUARD_WORKER_STARTS_A_SECOND="5")
-        asking = lab_.begin("guards", {"fleet": settings, "runs": guards, "parameters": parameters})
-        started = until(lambda: running(lab_) >= guards, PATIENCE, every=3.0)
-        asking.wait(60)
+        started = start(lab_, settings, guards, parameters)
         began = time.time()
         time.sleep(window)
         ended = time.time()
@@ -112,9 +111,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
         return {}
     ordered = sorted(seconds)
     at = {"p50": 0.5, "p99": 0.99, "max": 1.0}
-    return {
-        name: round(ordered[min(len(ordered) - 1, int(len(ordered) * part))], 2) for name, part in at.items()
-    }
+    return {name: round(ordered[max(0, math.ceil(len(ordered) * part) - 1)], 2) for name, part in at.items()}
 
 
 if __name__ == "__main__":

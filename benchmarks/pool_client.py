@@ -51,10 +51,18 @@ async def guards(wanted: dict[str, Any]) -> dict[str, Any]:
                 "job": fleet.job(number).model_dump(mode="json"),
                 "cluster": f"simulated-fleet/{fleet.cluster}",
                 **wanted["parameters"],
+                **_cadence(number / wanted["runs"], wanted.get("steady_seconds")),
             }
             for number in range(wanted["runs"])
         )
         return await _ask_for(client, deployment, each)
+
+
+def _cadence(part: float, steady: float | None) -> dict[str, Any]:
+    """Let the guards' checks fall evenly over the steady interval, as those of guards begun at any time do."""
+    if steady is None:
+        return {}
+    return {"cadence": {"settle": 30.0 + part * (steady - 30.0), "young": (), "steady": steady}}
 
 
 async def naive(wanted: dict[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,13 @@ def guarded(lab_: Lab, days: float, fault_days: float) -> dict[str, Any]:
     words = [str(days), str(POLL_SECONDS), str(fault_days)]
     command = [sys.executable, "-m", "benchmarks.virtual_guard", *words]
     samples, done = [], {}
-    with subprocess.Popen(
-        command, env=lab_.env(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as guard:
+    log = lab_.folder / "guard.log"
+    with (
+        log.open("w") as err,
+        subprocess.Popen(
+            command, env=lab_.env(), cwd=ROOT, stdout=subprocess.PIPE, stderr=err, text=True
+        ) as guard,
+    ):
         assert guard.stdout is not None
         for line in guard.stdout:
             found = json.loads(line)
@@ -38,7 +42,8 @@ def guarded(lab_: Lab, days: float, fault_days: float) -> dict[str, Any]:
             else:
                 done = found
     if guard.returncode:
-        raise RuntimeError(f"the guard ended with code {guard.returncode}")
+        tail = log.read_text()[-3000:]
+        raise RuntimeError(f"the guard ended with code {guard.returncode} on {samples[-1:]}: {tail}")
     if done["days"] < days:
         raise RuntimeError(f"the guard ended after {done['days']:.1f} days: {done['state']}")
     return {"before": before, "samples": samples, **done}
