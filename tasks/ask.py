@@ -20,13 +20,16 @@ from trainguard.core.incident import Incident
 from trainguard.core.observation import Liveness
 from trainguard.core.planning import stale
 from trainguard.core.sizes import parse_size
-from trainguard.tasks.check import look
+from trainguard.tasks.check import take_in
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
+from trainguard.tasks.incidents import note_signals
 from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect, stop_if_cancelled
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 10.0
+"""Seconds after which answers are looked for again, whether or not there was a look at the job."""
 SHOW_AGAIN_SECONDS = 10.0
 MARGIN = 900
 """Seconds by which Prefect's own pause outlives our deadline: ours must fire first."""
@@ -84,6 +87,8 @@ async def earlier_answer(context: GuardContext, request_id: str) -> ApprovalAnsw
     if answer is not None:
         return answer
     request = await context.ledger.request(request_id)
+    if request is None:
+        return None
     for form in await stored_forms(request):
         answer = await give(context, request, form, "ui")
         if answer is not None:
@@ -91,9 +96,9 @@ async def earlier_answer(context: GuardContext, request_id: str) -> ApprovalAnsw
     return None
 
 
-async def stored_forms(request: ApprovalRequest | None) -> list[ApprovalForm]:
+async def stored_forms(request: ApprovalRequest) -> list[ApprovalForm]:
     """Read what people entered in any form of a question, oldest first: a dead guard's may not have been read yet."""
-    found = [await stored_form(*form) for form in request.forms] if request is not None else []
+    found = [await stored_form(*form) for form in request.forms]
     return [form for form in found if form is not None]
 
 
@@ -241,7 +246,8 @@ async def name_the_overruled(
 
 async def _forms_in_prefect(context: GuardContext, request_id: str) -> list[ApprovalForm]:
     # Read anew: a form that could not be shown was stored under another key.
-    return await stored_forms(await durably(context.ledger.request, request_id))
+    request: ApprovalRequest | None = await durably(context.ledger.request, request_id)
+    return [] if request is None else await stored_forms(request)
 
 
 async def _cancelled(flow_run_id: str) -> bool:
@@ -263,11 +269,16 @@ def lost_its_object(context: GuardContext, incident: Incident, plan: Plan) -> st
 
 
 async def _next_look(context: GuardContext, pause: asyncio.Task[ApprovalForm]) -> None:
-    looking = asyncio.create_task(look(context, timeout=60.0))
-    waiting = {looking} if pause.done() else {looking, pause}
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=10.0)
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
+    """Take in the next look, unless the form is filled in first. Only the waiting for it is ever broken off."""
+    looking = asyncio.create_task(context.watch.next(context.job.ref, after=context.looks))
+    waiting: set[asyncio.Task[Any]] = {looking} if pause.done() else {looking, pause}
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=LOOK_SECONDS)
+        if looking.done():
+            context.looks, seen = looking.result()
+            await note_signals(context, await take_in(context, seen))
+    finally:
+        looking.cancel()
 
 
 def as_approved(plan: Plan, answer: ApprovalAnswer, known_nodes: frozenset[str]) -> Plan:

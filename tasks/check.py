@@ -134,22 +134,24 @@ async def read_new_log(context: GuardContext) -> None:
             batch = await answered(
                 context.scheduler.logs(context.job, context.cursor, left), LOG_ANSWER_SECONDS
             )
+            reading = context.reading
             for chunk in batch.chunks:
                 left -= len(chunk.text)
-                context.reading = await _read(context, chunk.text, now)
-            context.cursor = batch.cursor
+                reading = await _read(context, reading, chunk.text, now)
+            # Both or neither: a guard stopped in between would fold the same text twice.
+            context.reading, context.cursor = reading, batch.cursor
             if not batch.more:
                 return
     except SchedulerError as problem:
         logger.info("the log of %s can't be read now: %s", context.job.name, problem)
 
 
-async def _read(context: GuardContext, text: str, now: float) -> Reading:
+async def _read(context: GuardContext, before: Reading, text: str, now: float) -> Reading:
     """Fold text into the reading; much of it off the event loop, so that other guards are not held up."""
     pattern = context.job.watching.progress_pattern
     if len(text) < 50_000:
-        return read_progress(text, context.reading, now, pattern)
-    return await asyncio.to_thread(read_progress, text, context.reading, now, pattern)
+        return read_progress(text, before, now, pattern)
+    return await asyncio.to_thread(read_progress, text, before, now, pattern)
 
 
 async def record(context: GuardContext) -> None:

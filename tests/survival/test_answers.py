@@ -18,8 +18,9 @@ from tests.flows.simulation import SimulatedClusterBlock, Simulation
 from tests.survival.scene import until
 from trainguard.core.decision import Answer, ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
-from trainguard.core.incident import IncidentState
+from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.policy import Policy, Preset
+from trainguard.core.signal import SignalKind
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks import ask as ask_tasks
 from trainguard.testing.simulated import Fault, FaultKind
@@ -152,6 +153,42 @@ async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts
     assert simulation.starts == 1
     assert "too late" in overruled(caplog, "uma")[0]
     assert not await simulation.answer(question, Answer.APPROVE)
+
+
+async def test_a_stall_that_begins_during_a_question_gets_an_incident_of_its_own() -> None:
+    simulation = Simulation(Fault(FaultKind.NAN, 195), total=10**6)
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+    run = simulation.native.run
+    run.fault = Fault(FaultKind.HANG, simulation.cluster.step(simulation.native, run))
+    await asyncio.sleep(6)  # the guard sees the stall while it waits for the answer
+    assert await simulation.answer(question, Answer.REFUSE)
+
+    async def second() -> Incident | None:
+        incidents = await simulation.incidents()
+        return incidents[1] if len(incidents) > 1 else None
+
+    incident = await until(second, "an incident for the stall")
+    assert [signal.kind for signal in incident.signals] == [SignalKind.STALL]
+    simulation.cluster.stop("job")
+    await guarding
+
+
+async def test_sight_that_is_lost_during_a_question_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainguard.core.health._BLIND_SECONDS", 0.5)
+    simulation, guarding, question = await ask()
+    simulation.cluster.reachable = False
+    await until(lambda: said(caplog, "blind: nothing could be seen"), "that the guard sees nothing")
+    simulation.cluster.reachable = True
+    assert await simulation.answer(question, Answer.APPROVE)
+    assert (await guarding).message == "succeeded, recovered 1 time"
+
+
+async def said(caplog: pytest.LogCaptureFixture, words: str) -> bool | None:
+    """Whether the guard's log says so."""
+    return any(words in line for line in caplog.messages) or None
 
 
 async def test_cancelling_the_question_refuses_it() -> None:
