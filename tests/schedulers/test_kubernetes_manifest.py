@@ -13,6 +13,7 @@ from trainguard.core.errors import ConfigError, RefusedError
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
 from trainguard.schedulers.kubernetes.kinds import KINDS, parse_job_id, parse_job_name
 from trainguard.schedulers.kubernetes.manifest import changed, cleaned, marked, read_manifest
+from trainguard.schedulers.kubernetes.resources import quantity
 from trainguard.schedulers.kubernetes.store import ManifestStore, Saved
 
 Object = dict[str, Any]
@@ -223,12 +224,78 @@ def test_more_memory_raises_limit_and_request() -> None:
     [("Job", ["spec"]), ("PyTorchJob", ["spec", "runPolicy"]), ("Pod", ["spec"])],
 )
 def test_a_longer_time_limit_goes_where_the_kind_has_it(kind: str, way: list[str]) -> None:
-    made: Any = changed(
-        KINDS[kind], {"spec": {}}, action(ActionKind.EXTEND_TIME_LIMIT, time_limit=7200.5), job()
-    )
+    obj: Any = {"activeDeadlineSeconds": 3600}
+    for key in reversed(way):
+        obj = {key: obj}
+    made: Any = changed(KINDS[kind], obj, action(ActionKind.EXTEND_TIME_LIMIT, time_limit=7200.5), job())
     for key in way:
         made = made[key]
     assert made["activeDeadlineSeconds"] == 7200
+
+
+def test_a_longer_time_limit_bounds_no_role_that_was_not_and_shortens_none() -> None:
+    specs: list[Object] = [{"activeDeadlineSeconds": 60}, {"activeDeadlineSeconds": 9000}, {}]
+    obj = {"spec": {"replicatedJobs": [{"template": {"spec": spec}} for spec in specs]}}
+    made = changed(KINDS["JobSet"], obj, action(ActionKind.EXTEND_TIME_LIMIT, time_limit=120), job())
+    limits = [one["template"]["spec"] for one in made["spec"]["replicatedJobs"]]
+    assert limits == [{"activeDeadlineSeconds": 120}, {"activeDeadlineSeconds": 9000}, {}]
+    unbounded: Object = {"replicatedJobs": [{"template": {"spec": {}}}]}
+    for refused in (unbounded, obj["spec"]):
+        with pytest.raises(RefusedError, match=r"time limit|already"):
+            changed(
+                KINDS["JobSet"], {"spec": refused}, action(ActionKind.EXTEND_TIME_LIMIT, time_limit=60), job()
+            )
+
+
+def roles(**memory: str) -> Object:
+    replicas = {
+        role: {
+            "template": {
+                "spec": {"containers": [{"name": "main", "resources": {"limits": {"memory": size}}}]}
+            }
+        }
+        for role, size in memory.items()
+    }
+    return {"spec": {"pytorchReplicaSpecs": replicas}}
+
+
+def killed(memory: str) -> Object:
+    status = {"name": "main", "state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+    return {
+        "spec": {"containers": [{"name": "main", "resources": {"limits": {"memory": memory}}}]},
+        "status": {"containerStatuses": [status]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pods", "wanted", "master", "worker"),
+    [
+        ((), 6, 8, 6),  # which one was killed is not known: no role shrinks
+        ((killed("4Gi"),), 6, 8, 6),
+        ((killed("8Gi"),), 12, 12, 4),
+        ((killed("8Gi"),), None, 12, 4),
+        ((), None, 12, 6),
+    ],
+)
+def test_more_memory_goes_to_the_role_that_was_killed_and_no_role_gets_less(
+    pods: tuple[Object, ...], wanted: int | None, master: int, worker: int
+) -> None:
+    more = action(
+        ActionKind.RESTART_WITH_MORE_MEMORY, memory_bytes=None if wanted is None else wanted * 2**30
+    )
+    made = changed(KINDS["PyTorchJob"], roles(Master="8Gi", Worker="4Gi"), more, job(), pods)
+    found = made["spec"]["pytorchReplicaSpecs"]
+    limits = [found[role]["template"]["spec"]["containers"][0] for role in ("Master", "Worker")]
+    assert [quantity(one["resources"]["limits"]["memory"]) for one in limits] == [
+        master * 2**30,
+        worker * 2**30,
+    ]
+
+
+def test_more_memory_that_is_none_is_refused() -> None:
+    more = action(ActionKind.RESTART_WITH_MORE_MEMORY, memory_bytes=4 * 2**30)
+    with pytest.raises(RefusedError, match="already"):
+        changed(KINDS["PyTorchJob"], roles(Master="8Gi", Worker="4Gi"), more, job())
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,23 @@ def test_of_several_roles_the_smallest_limit_counts() -> None:
         role: {"template": {"spec": {"containers": [{"resources": {"limits": {"memory": size}}}]}}}
         for role, size in (("Master", "8Gi"), ("Worker", "4Gi"))
     }
-    assert memory_limit(KINDS["PyTorchJob"], {"spec": {"pytorchReplicaSpecs": replicas}}) == 2**32
+    obj = {"spec": {"pytorchReplicaSpecs": replicas}}
+    assert memory_limit(KINDS["PyTorchJob"], obj) == 2**32
+
+
+def test_of_several_roles_the_limit_of_the_one_that_was_killed_for_memory_counts() -> None:
+    replicas = {
+        role: {"template": {"spec": {"containers": [{"resources": {"limits": {"memory": size}}}]}}}
+        for role, size in (("Master", "8Gi"), ("Worker", "4Gi"))
+    }
+    killed = {
+        "spec": {"containers": [{"name": "main", "resources": {"limits": {"memory": "8Gi"}}}]},
+        "status": {
+            "containerStatuses": [{"name": "main", "lastState": {"terminated": {"reason": "OOMKilled"}}}]
+        },
+    }
+    obj = {"spec": {"pytorchReplicaSpecs": replicas}}
+    assert memory_limit(KINDS["PyTorchJob"], obj, [killed]) == 2**33
 
 
 def test_time_limits_are_found_where_each_kind_has_them() -> None:

@@ -161,7 +161,7 @@ class Actions:
 
         async def rolling(now: Target) -> Object:
             kind = now.name.kind
-            template = changed(kind, now.obj, action, job)["spec"]["template"]
+            template = changed(kind, now.obj, action, job, now.scene.pods or ())["spec"]["template"]
             notes = (template.setdefault("metadata", {}).get("annotations") or {}) | {
                 ROLLED_AT: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -15,8 +16,15 @@ from trainguard.core.action import Action, ActionKind, Fence
 from trainguard.core.errors import ConfigError, RefusedError
 from trainguard.core.job import Job, ResumeBy
 from trainguard.schedulers.kubernetes import reading
-from trainguard.schedulers.kubernetes.kinds import Kind, found, known_kind, pod_templates, put
-from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit, training_containers
+from trainguard.schedulers.kubernetes.kinds import Kind, known_kind, pod_templates
+from trainguard.schedulers.kubernetes.resources import (
+    full_limits,
+    memory_limit,
+    memory_of,
+    time_limit,
+    time_limits,
+    training_containers,
+)
 from trainguard.transports.kube import Object
 
 KEPT_FENCES = 16
@@ -142,15 +150,18 @@ def marked(
     return notes
 
 
-def changed(kind: Kind, manifest: Object, action: Action, job: Job) -> Object:
-    """Apply what an action changes. Raises RefusedError where this kind has no place for it."""
+def changed(kind: Kind, manifest: Object, action: Action, job: Job, pods: Iterable[Object] = ()) -> Object:
+    """Apply what an action changes. Raises RefusedError where this kind has no place for it.
+
+    The job's `pods` tell which of its roles was killed for memory.
+    """
     manifest = copy.deepcopy(manifest)
     if action.checkpoint:
         _resume(kind, manifest, action.checkpoint, job)
     if action.kind is ActionKind.RESTART_EXCLUDING_NODE:
         _avoid(kind, manifest, action.nodes)
     if action.kind is ActionKind.RESTART_WITH_MORE_MEMORY:
-        _memory(kind, manifest, action.memory_bytes)
+        _memory(kind, manifest, action.memory_bytes, tuple(pods))
     if action.kind is ActionKind.EXTEND_TIME_LIMIT:
         _deadline(kind, manifest, action.time_limit)
     return manifest
@@ -218,31 +229,43 @@ def _avoid(kind: Kind, manifest: Object, nodes: tuple[str, ...]) -> None:
             term["matchFields"] = fields + [one for one in avoid if one not in fields]
 
 
-def _memory(kind: Kind, manifest: Object, wanted: int | None) -> None:
-    now = memory_limit(kind, manifest)
-    wanted = wanted or (now and now * 3 // 2)
-    if not wanted:
-        raise RefusedError("it has no memory limit that could be raised: the node's own memory ran out")
-    if now and wanted <= now:
-        raise RefusedError(f"it has {now} bytes of memory already (policy.limits.memory_bytes)")
+def _memory(kind: Kind, manifest: Object, wanted: int | None, pods: Iterable[Object]) -> None:
+    """Raise the limit of the role that was killed for memory, of all where that is not known. None shrinks."""
     if kind.name == "TrainJob":
-        places = [manifest["spec"].setdefault("trainer", {}).setdefault("resourcesPerNode", {})]
+        trainer = manifest["spec"].setdefault("trainer", {})
+        places: list[Object] = [{"resources": trainer.setdefault("resourcesPerNode", {})}]
     else:
-        places = [one.setdefault("resources", {}) for one in training_containers(kind, manifest)]
-    for resources in places:
-        for key in ("limits", "requests"):
-            resources.setdefault(key, {})["memory"] = str(wanted)
+        places = training_containers(kind, manifest)
+    full = full_limits(pods)
+    places = [one for one in places if memory_of(one) in full] or places
+    if not wanted and not any(memory_of(one) for one in places):
+        raise RefusedError("it has no memory limit that could be raised: the node's own memory ran out")
+    raised = False
+    for place in places:
+        now = memory_of(place)
+        more = wanted or (now and now * 3 // 2)
+        if more and more > (now or 0):
+            raised = True
+            resources = place.setdefault("resources", {})
+            resources.setdefault("limits", {})["memory"] = str(more)
+            asked = max(more, memory_of(place, "requests") or 0)
+            resources.setdefault("requests", {})["memory"] = str(asked)
+    if not raised:
+        now = memory_limit(kind, manifest, pods)
+        raise RefusedError(f"it has {now} bytes of memory already (policy.limits.memory_bytes)")
 
 
-def _deadline(kind: Kind, manifest: Object, limit: float | None) -> None:
-    now = time_limit(kind, manifest)
-    limit = limit or (now and now * 1.5)
-    if not limit:
+def _deadline(kind: Kind, manifest: Object, wanted: float | None) -> None:
+    """Extend the limits that are shorter; what is not bounded stays so."""
+    places = time_limits(kind, manifest)
+    if not places:
         raise RefusedError("it has no time limit that could be extended")
-    if kind.name == "JobSet":
-        for template in found(manifest, "spec.replicatedJobs.*.template"):
-            put(template, "spec.activeDeadlineSeconds", int(limit))
-    elif kind.deadline:
-        put(manifest, kind.deadline, int(limit))
-    else:
-        raise RefusedError(f"a {kind.name} has no time limit to extend")
+    raised = False
+    for key, place in places:
+        longer = int(wanted or place[key] * 1.5)
+        if longer > place[key]:
+            place[key], raised = longer, True
+    if not raised:
+        raise RefusedError(
+            f"it may run for {time_limit(kind, manifest):.0f} s already (policy.limits.time_limit)"
+        )

@@ -14,6 +14,7 @@ from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.node_view import NodeView, read_node
 from trainguard.schedulers.kubernetes.reading import Limits, Scene, seconds
+from trainguard.schedulers.kubernetes.resources import OOM
 from trainguard.transports.kube import Object
 
 PHASES: dict[str, Liveness] = {
@@ -42,7 +43,6 @@ WAITING_STUCK = frozenset(
 WAITING_TRANSIENT = frozenset({"ErrImagePull", "RegistryUnavailable"})
 """The same once they last."""
 CRASH_LOOP = "CrashLoopBackOff"
-OOM = "OOMKilled"
 LOOPS = 2
 """Restarts from which a container that has just started again counts as crash-looping."""
 NODE_LOST = "NodeLost"

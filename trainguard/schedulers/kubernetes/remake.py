@@ -79,7 +79,9 @@ class Remaker:
         return await self.finish(job, name, saved)
 
     def _manifest(self, job: Job, target: Target, action: Action, fence: Fence) -> Object:
-        manifest = changed(target.name.kind, cleaned(target.name.kind, target.obj), action, job)
+        manifest = changed(
+            target.name.kind, cleaned(target.name.kind, target.obj), action, job, target.scene.pods or ()
+        )
         notes = marked(target.obj, fence, action, target.incarnation.attempt + 1)
         manifest["metadata"].setdefault("annotations", {}).update(notes)
         return manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +11,7 @@ from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.kinds import Kind, found, pod_templates
 from trainguard.transports.kube import Object
 
+OOM = "OOMKilled"
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE]([+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i)?)")
 _POWERS = {"n": -3, "u": -2, "m": -1, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
@@ -38,26 +40,54 @@ def training_containers(kind: Kind, manifest: Object) -> list[dict[str, Any]]:
     return places
 
 
-def memory_limit(kind: Kind, obj: Object) -> int | None:
-    """Give the smallest memory limit of the containers that train, in bytes; None where none has one."""
+def memory_of(container: Object, key: str = "limits") -> int | None:
+    """Give a container's memory limit (or another of its memory resources) in bytes; None where it has none."""
+    return quantity(((container.get("resources") or {}).get(key) or {}).get("memory"))
+
+
+def memory_limit(kind: Kind, obj: Object, pods: Iterable[Object] = ()) -> int | None:
+    """Give the memory limit of the container that trains, in bytes; None where none has one.
+
+    Of several roles that of the one which was killed for memory counts, else the smallest.
+    """
     if kind.name == "TrainJob":
-        places = list(found(obj, "spec.trainer.resourcesPerNode"))
+        limits = [memory_of({"resources": one}) for one in found(obj, "spec.trainer.resourcesPerNode")]
     else:
-        places = [one.get("resources") or {} for one in training_containers(kind, obj)]
-    limits = [quantity((place.get("limits") or {}).get("memory")) for place in places]
-    return min((limit for limit in limits if limit), default=None)
+        limits = [memory_of(one) for one in training_containers(kind, obj)]
+    known = {limit for limit in limits if limit}
+    return max(known & full_limits(pods), default=None) or min(known, default=None)
+
+
+def full_limits(pods: Iterable[Object]) -> set[int]:
+    """Give the memory limits of the containers that were killed for memory."""
+    limits = set()
+    for pod in pods:
+        state = reading.status(pod)
+        killed = {
+            one.get("name")
+            for key in ("initContainerStatuses", "containerStatuses")
+            for one in state.get(key) or []
+            for when in ("state", "lastState")
+            if ((one.get(when) or {}).get("terminated") or {}).get("reason") == OOM
+        }
+        wanted = reading.spec(pod)
+        for one in (*(wanted.get("initContainers") or []), *(wanted.get("containers") or [])):
+            if one.get("name") in killed:
+                limits.add(memory_of(one) or 0)
+    return limits - {0}
+
+
+def time_limits(kind: Kind, obj: Object) -> list[tuple[str, Object]]:
+    """Give the places where the job bounds how long it may run: the field, and the map that has it."""
+    if kind.name == "JobSet":
+        way, last = "spec.replicatedJobs.*.template.spec", "activeDeadlineSeconds"
+    elif kind.deadline:
+        way, _, last = kind.deadline.rpartition(".")
+    else:
+        return []
+    return [(last, spec) for spec in found(obj, way) if isinstance(spec.get(last), int) and spec[last] > 0]
 
 
 def time_limit(kind: Kind, obj: Object) -> float | None:
     """Give how long the job may run, in seconds; None where that is not bounded."""
-    if kind.name == "JobSet":
-        places = [
-            ("activeDeadlineSeconds", spec) for spec in found(obj, "spec.replicatedJobs.*.template.spec")
-        ]
-    elif kind.deadline:
-        way, _, last = kind.deadline.rpartition(".")
-        places = [(last, spec) for spec in found(obj, way)]
-    else:
-        return None
-    limits = [spec.get(key) for key, spec in places]
-    return min((float(limit) for limit in limits if isinstance(limit, int) and limit > 0), default=None)
+    return min((float(spec[key]) for key, spec in time_limits(kind, obj)), default=None)

@@ -272,6 +272,6 @@ class ClusterSight:
             restart_underway=told.restart_underway,
             stuck=told.stuck,
             warning=told.warning[:2000],
-            memory_limit=memory_limit(kind, obj),
+            memory_limit=memory_limit(kind, obj, self.scene(obj).pods or ()),
             time_limit=time_limit(kind, obj),
         )
