@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
+import subprocess
+import threading
 from pathlib import Path
 
 import paramiko
 import pytest
+from paramiko.common import AUTH_SUCCESSFUL, OPEN_SUCCEEDED
 
 from trainguard.core.errors import AccessRefusedError, ConfigError, UnreachableError
 from trainguard.transports.posix_shell import Command
-from trainguard.transports.ssh import SshConnection, SshTarget
+from trainguard.transports.ssh import SshConnection, SshTarget, _configured
 
 
 def key_text(passphrase: str | None = None) -> str:
@@ -94,6 +98,108 @@ async def test_a_proxy_command_is_refused_and_a_missing_config_named(tmp_path: P
     for path, told in ((config, "ProxyCommand"), (tmp_path / "none", "none")):
         with pytest.raises(ConfigError, match=told):
             await attempt(SshTarget("hpc", ssh_config=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "hops"),
+    [
+        ("jump", [("", "jump", 22)]),
+        ("alice@jump:2222", [("alice", "jump", 2222)]),
+        (
+            "bob@first,alice@second.example.org:22022",
+            [("alice", "second.example.org", 22022), ("bob", "first", 22)],
+        ),
+        ("ssh://alice@jump:2222", [("alice", "jump", 2222)]),
+        ("[fe80::1]:2222", [("", "fe80::1", 2222)]),
+        ("None", []),
+    ],
+)
+def test_the_way_through_jump_hosts_is_read(
+    tmp_path: Path, text: str, hops: list[tuple[str, str, int]]
+) -> None:
+    """The last one named is the one next to the goal."""
+    config = tmp_path / "config"
+    config.write_text(f"Host hpc\n  HostName 10.0.0.9\n  ProxyJump {text}\n")
+    target = _configured(SshTarget("hpc", ssh_config=str(config), key_text="k", accept_new=True))
+    found, jump = [], target.jump
+    while jump is not None:
+        assert (jump.key_text, jump.accept_new, jump.ssh_config) == ("k", True, str(config))
+        found.append((jump.user, jump.host, jump.port))
+        jump = jump.jump
+    assert found == hops
+
+
+@pytest.mark.parametrize("text", ["jump:port", "a,,b", "jump:99999", "@jump", "a@b@c", "fe80::1"])
+def test_a_jump_host_that_can_not_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"Host hpc\n  ProxyJump {text}\n")
+    with pytest.raises(ConfigError, match="ProxyJump"):
+        _configured(SshTarget("hpc", ssh_config=str(config)))
+
+
+class _Doorkeeper(paramiko.ServerInterface):
+    """Lets everybody in, and starts a shell only every second time it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return AUTH_SUCCESSFUL
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        self.asked += 1
+        if self.asked % 2 == 1:
+            return False
+        threading.Thread(target=self._answer, args=(channel,), daemon=True).start()
+        return True
+
+    @staticmethod
+    def _answer(channel: paramiko.Channel) -> None:
+        script = b""
+        while data := channel.recv(1 << 16):
+            script += data
+        done = subprocess.run(["sh", "-s"], input=script, capture_output=True, check=False)
+        channel.sendall(done.stdout)
+        channel.sendall_stderr(done.stderr)
+        channel.send_exit_status(0)
+        channel.close()
+
+
+async def test_a_session_that_the_server_does_not_start_ends_none_of_those_that_run(tmp_path: Path) -> None:
+    """Under load sshd refuses one: it is asked for again, on the same connection."""
+    keeper = _Doorkeeper()
+    host_key = paramiko.RSAKey.generate(2048)
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        made = []
+
+        def serve() -> None:
+            sock, _ = door.accept()
+            made.append(transport := paramiko.Transport(sock))
+            transport.add_server_key(host_key)
+            transport.start_server(server=keeper)
+
+        threading.Thread(target=serve, daemon=True).start()
+        port = door.getsockname()[1]
+        known = tmp_path / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{port} {host_key.get_name()} {host_key.get_base64()}\n")
+        connection = SshConnection(
+            SshTarget("127.0.0.1", port, "a", key_text=key_text(), known_hosts=str(known))
+        )
+        try:
+            slow = connection.run([Command(("sh", "-c", "sleep 1; echo slow"))])
+            first, second = await asyncio.gather(slow, connection.run([Command(("echo", "quick"))]))
+        finally:
+            await connection.close()
+            for transport in made:
+                transport.close()
+    assert (first[0].text, second[0].text, len(made)) == ("slow\n", "quick\n", 1)
+    assert keeper.asked == 4
 
 
 def test_secrets_are_not_shown() -> None:

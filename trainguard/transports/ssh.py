@@ -12,13 +12,14 @@ import base64
 import contextlib
 import hashlib
 import io
+import re
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +43,9 @@ _BROKEN = (paramiko.SSHException, OSError, EOFError)
 MAX_CHANNELS = 8
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _CLOSING = 2.0
+_HOP = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@\s]+)@)?(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<plain>[^@:\s\[\]/]+))(?::(?P<port>\d{1,5}))?/?"
+)
 _NO_SESSION = (0.1, 0.3, 1.0)
 """Pauses before asking again for a session that the server did not open."""
 _SHORT_PAUSE = 2.0
@@ -126,13 +130,6 @@ class SshConnection:
     def _converse(self, script: bytes, timeout: float, limit: int, now: bool) -> tuple[bytes, bytes]:
         channel = self._channel(now)
         try:
-            channel.exec_command(ENTRY)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            self._drop()
-            raise UnreachableError(
-                f"{self.target.host}: no command could be started: {_said(error)}"
-            ) from error
-        try:
             channel.sendall(script)
             channel.shutdown_write()
             return _read(channel, timeout, limit)
@@ -142,7 +139,7 @@ class SshConnection:
             channel.close()
 
     def _channel(self, now: bool) -> paramiko.Channel:
-        """Open a channel; where the kept connection turns out dead, make a new one once."""
+        """Start a shell; where the kept connection turns out dead, make a new one once."""
         client, fresh = self._client(now)
         try:
             return self._session(client)
@@ -163,7 +160,7 @@ class SshConnection:
             raise EOFError("the connection is closed")
         for pause in (*_NO_SESSION, None):
             try:
-                return transport.open_session(timeout=self.target.connect_timeout)
+                return self._shell(transport)
             except paramiko.ChannelException as error:
                 if pause is None:
                     raise UnreachableError(
@@ -171,6 +168,18 @@ class SshConnection:
                     ) from error
                 time.sleep(pause)
         raise EOFError("the connection is closed")
+
+    def _shell(self, transport: paramiko.Transport) -> paramiko.Channel:
+        """Raises ChannelException where the server refuses this session; those beside it go on."""
+        channel = transport.open_session(timeout=self.target.connect_timeout)
+        try:
+            channel.exec_command(ENTRY)
+        except _BROKEN as error:
+            channel.close()
+            if not transport.is_active():
+                raise
+            raise paramiko.ChannelException(0, f"no command could be started: {_said(error)}") from error
+        return channel
 
     def _client(self, now: bool) -> tuple[paramiko.SSHClient, bool]:
         with self._lock:
@@ -411,17 +420,9 @@ def _configured(target: SshTarget) -> SshTarget:
 
 def _merged(target: SshTarget, entry: paramiko.SSHConfigDict) -> SshTarget:
     jump = target.jump
-    if jump is None and entry.get("proxyjump", "none") != "none":
-        jump = SshTarget(
-            host=str(entry["proxyjump"]).rpartition("@")[2],
-            user=str(entry["proxyjump"]).rpartition("@")[0],
-            key_file=target.key_file,
-            key_text=target.key_text,
-            passphrase=target.passphrase,
-            known_hosts=target.known_hosts,
-            accept_new=target.accept_new,
-            ssh_config=target.ssh_config,
-        )
+    if jump is None and str(entry.get("proxyjump", "none")).lower() != "none":
+        for hop in str(entry["proxyjump"]).split(","):
+            jump = _hop(hop.strip(), jump, target)
     own_key = target.key_text or target.key_file
     files = entry.get("identityfile") or [""]
     return SshTarget(
@@ -436,6 +437,21 @@ def _merged(target: SshTarget, entry: paramiko.SSHConfigDict) -> SshTarget:
         jump=jump,
         connect_timeout=target.connect_timeout,
         keepalive=target.keepalive,
+    )
+
+
+def _hop(text: str, before: SshTarget | None, goal: SshTarget) -> SshTarget:
+    """Read one host of ProxyJump, `[user@]host[:port]` or `ssh://` and the same, reached through the one before."""
+    match = _HOP.fullmatch(text)
+    port = int(match["port"] or 22) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise ConfigError(
+            "ssh_config",
+            f"ProxyJump {text[:80]!r} can't be read",
+            "Write [user@]host[:port], joined by commas.",
+        )
+    return replace(
+        goal, host=match["plain"] or match["bracketed"], port=port, user=match["user"] or "", jump=before
     )
 
 
