@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from trainguard.core.action import Action, ActionKind, Fence
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Observation
-from trainguard.schedulers.slurm import journal
+from trainguard.schedulers.slurm import journal, logs
 from trainguard.schedulers.slurm.parse import SACCT_FIELDS, SEP, SQUEUE_FIELDS
 from trainguard.transports.posix_shell import AnswerLostError, Command, Result
 
@@ -45,6 +45,8 @@ class Far:
         self.during: Callable[[], None] = lambda: None
         """What happens while squeue is asked."""
         self.born = 900
+        self.read: list[str] = []
+        """Files that were read."""
 
     async def run(
         self, commands: Sequence[Command], *, limit: int = 0, now: bool = False, within: float | None = None
@@ -69,6 +71,9 @@ class Far:
             return self._note(argv)
         if "sbatch" in " ".join(argv[:5]) or "sbatch" in (command.stdin or "")[-2000:]:
             return self._change("sbatch", lambda: self._sbatch(command))
+        if argv[:2] == ("sh", "-c") and argv[2] == logs._READ:
+            self.read.append(argv[4])
+            return Result(3, b"", b"")
         at = next((i for i, word in enumerate(argv) if word in PROGRAMS), None)
         name = argv[at] if at is not None else ""
         self.asked.append(name)

@@ -197,3 +197,35 @@ async def test_a_word_never_heard_of_is_kept(far: Far, slurm: SlurmScheduler) ->
     far.put("7", "TG_NOVEL")
     seen = (await slurm.observe([job("7")]))[job("7").ref]
     assert (seen.liveness, seen.native) == (Liveness.UNKNOWN, "TG_NOVEL")
+
+
+async def test_where_the_output_is_is_not_forgotten_for_a_silent_moment(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """A job with extra logs once stayed blind for its own output, as nothing was told at the first look."""
+    watched = job("7", extra_logs=["/w/extra.log"])
+    far.put("7", "RUNNING", STDOUT="/w/out.txt")
+    await slurm.observe([watched])
+    far.squeue_problem = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+    with pytest.raises(UnreachableError):
+        await slurm.logs(watched)
+    far.squeue_problem = ""
+    await slurm.logs(watched)
+    assert far.read == ["/w/out.txt", "/w/extra.log"]
+
+
+async def test_the_next_run_may_write_to_files_of_another_name(far: Far, slurm: SlurmScheduler) -> None:
+    """They are asked for once a run; a job that Slurm has forgotten is read where it was last."""
+    for restarts, node in (("0", "n1"), ("1", "n2")):
+        far.put(
+            "7", "RUNNING", STDOUT="/w/out-%N.txt", RestartCnt=restarts, NodeList=node, BatchHost=node,
+            SubmitTime=f"170000{restarts}000",
+        )  # fmt: skip
+        await slurm.observe([job("7")])
+        for _ in range(2):
+            await slurm.logs(job("7"))
+    assert far.read == ["/w/out-n1.txt", "/w/out-n1.txt", "/w/out-n2.txt", "/w/out-n2.txt"]
+    far.queue.clear()
+    await slurm.observe([job("7")])
+    await slurm.logs(job("7"))
+    assert far.read[-1] == "/w/out-n2.txt"

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from trainguard.core.errors import UnreachableError
 from trainguard.core.observation import LogSource
 from trainguard.schedulers.slurm.detail import Detail, outputs, variables
 from trainguard.schedulers.slurm.ids import JobId
@@ -27,9 +28,19 @@ class LocalShell:
         """Nothing is held."""
 
 
-def run_here(commands: list[Command], cut: int | None = None) -> list[Result]:
+class Answering:
+    """A shell that gives the answers that it was made with."""
+
+    def __init__(self, answers: list[Result]) -> None:
+        self._answers = answers
+
+    async def run(self, commands: list[Command], **_: object) -> list[Result]:
+        return self._answers[: len(commands)]
+
+
+def run_here(commands: list[Command], cut: int | None = None, within: float | None = None) -> list[Result]:
     mark = new_mark()
-    script = compose(commands, mark)
+    script = compose(commands, mark, within=within)
     done = subprocess.run(["sh", "-s"], input=script[:cut], capture_output=True, check=False)
     return split(b"welcome!\n" + done.stdout, done.stderr, mark, len(commands))
 
@@ -39,6 +50,8 @@ def run_here(commands: list[Command], cut: int | None = None) -> list[Result]:
     st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30), max_size=4),
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=60),
 )
+@example([], "t\x80")
+@example([], "'té\n\n%s\\\n\n")
 def test_arguments_and_input_arrive_as_they_are(words: list[str], stdin: str) -> None:
     echo, cat = run_here([Command(("printf", "%s|", *words)), Command(("cat",), stdin=stdin)])
     assert echo.out.decode() == ("".join(f"{word}|" for word in words) or "|")
@@ -58,6 +71,21 @@ def test_a_command_runs_only_after_a_success_where_that_is_asked() -> None:
         [Command(("sh", "-c", "exit 3")), Command(("echo", "no"), if_ok=True), Command(("echo", "yes"))]
     )
     assert (first.code, second.code, second.out, third.text) == (3, 3, b"", "yes\n")
+
+
+def test_a_command_can_depend_on_the_first_alone() -> None:
+    note, other = Command(("true",)), Command(("echo", "x"), if_first=True)
+    assert [one.code for one in run_here([note, Command(("false",), if_first=True), other])] == [0, 1, 0]
+    taken = run_here([Command(("sh", "-c", "exit 17")), Command(("true",)), other])
+    assert [(one.code, one.out) for one in taken] == [(17, b""), (0, b""), (17, b"")]
+
+
+def test_all_commands_together_are_bounded_and_what_comes_too_late_is_not_begun(tmp_path: Path) -> None:
+    """They go on after their connection is cut: nobody else ends them."""
+    late = Command(("touch", f"{tmp_path}/late"))
+    answers = run_here([Command(("sleep", "30")), late, late], within=1)
+    assert [one.code for one in answers] == [124, 124, 124]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_command_that_hangs_is_ended() -> None:
@@ -151,6 +179,22 @@ async def test_a_file_that_was_begun_anew_and_outgrew_the_cursor_is_read_from_it
     after = await reader.read([source], before.cursor, 10_000)
     assert "".join(chunk.text for chunk in after.chunks) == path.read_text()
     assert after.chunks[0].first_line == 1
+
+
+async def test_a_disk_that_does_not_answer_is_not_nothing_new(tmp_path: Path) -> None:
+    """A hung or stale file system, or one that gives errors: unknown. A file that is not there yet is nothing."""
+    path = tmp_path / "out.txt"
+    reader = LogReader(LocalShell())  # type: ignore[arg-type]
+    assert (await reader.read([LogSource(name=str(path))], "", 1_000)).chunks == ()
+    path.write_text("one\n")
+    sources = [LogSource(name=str(path)), LogSource(name="/proc/self/mem")]
+    for code, out in ((124, b""), (137, b""), (6, b""), (1, b"tail: input/output error"), (0, b"40 0\n")):
+        broken = LogReader(Answering([Result(code, out, b"")]))  # type: ignore[arg-type]
+        with pytest.raises(UnreachableError):
+            await broken.read(sources[:1], "", 1_000)
+    whole = Result(0, b"4 0\none\n", b"")
+    half = LogReader(Answering([whole, Result(124, b"", b"")]))  # type: ignore[arg-type]
+    assert len((await half.read(sources, "", 1_000)).chunks) == 1
 
 
 async def test_hostile_file_names_are_files(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from trainguard.schedulers.slurm.finding import Finder
 from trainguard.schedulers.slurm.ids import JobId
 from trainguard.schedulers.slurm.journal import Journal
 from trainguard.schedulers.slurm.logs import LogReader
-from trainguard.schedulers.slurm.observing import Observer
+from trainguard.schedulers.slurm.observing import Observer, Run
 from trainguard.schedulers.slurm.parse import rows
 from trainguard.schedulers.slurm.patterns import OutputFile
 from trainguard.schedulers.slurm.states import Settings
@@ -73,7 +73,7 @@ class SlurmScheduler(Scheduler):
             self._client, self._observer, self._finder, journal, requeue_delay=chosen.requeue_delay
         )
         self._reader = LogReader(self._client)
-        self._files: dict[JobId, list[OutputFile]] = {}
+        self._files: dict[JobRef, tuple[Run, list[OutputFile]]] = {}
         self._locks: dict[JobRef, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closed = False
 
@@ -111,7 +111,7 @@ class SlurmScheduler(Scheduler):
         found: list[Evidence] = []
         try:
             found += await log_tails(self._client, await self._sources(job))
-        except (NotFoundError, AccessRefusedError) as problem:
+        except (NotFoundError, AccessRefusedError, UnreachableError) as problem:
             found.append(status("log", str(problem)))
         _, records, _ = await self._observer.current(job)
         ids = [record.id.asked for record in records] or [asked.asked]
@@ -164,21 +164,27 @@ class SlurmScheduler(Scheduler):
         asked = self._observer.followed(job.ref)
         if asked is None:
             raise NotFoundError(f"{job.ref.id!r} is no Slurm job id")
-        if asked not in self._files:
-            details = await controller_details(self._client, asked, full=True)
-            if not details and asked in self._actor.details:
-                details = [self._actor.details[asked]]
-            if not details and not job.extra_logs:
-                raise await self._no_files(job)
-            for detail in details[:1]:
-                self._actor.details.setdefault(asked, detail)
-            self._files[asked] = [file for detail in details for file in outputs(detail)]
+        files = await self._output_files(job.ref, asked)
+        if not files and not job.extra_logs:
+            raise NotFoundError(f"Slurm does not tell any more where the output of {job.ref.id} is")
         extra = [OutputFile(path) for path in job.extra_logs if path.startswith("/")]
-        return await self._reader.sources([*self._files[asked], *extra])
+        return await self._reader.sources([*files, *extra])
 
-    async def _no_files(self, job: Job) -> NotFoundError | UnreachableError:
-        await self._client.look([job.ref.id])  # Unreachable, rather than not found, where nobody answers.
-        return NotFoundError(f"Slurm does not tell any more where the output of {job.ref.id} is")
+    async def _output_files(self, ref: JobRef, asked: JobId) -> list[OutputFile]:
+        """Ask once a run: the next one may have another node in its files' names."""
+        run = self._observer.run_of(ref)
+        kept = self._files.get(ref)
+        if kept is not None and kept[0] == run:
+            return kept[1]
+        details = await controller_details(self._client, asked, full=True)
+        if not details:  # Forgotten: what was told last still stands.
+            last = self._actor.details.get(asked)
+            return kept[1] if kept is not None else outputs(last) if last is not None else []
+        self._actor.details[asked] = details[0]
+        files = [file for detail in details for file in outputs(detail)]
+        if run is not None:
+            self._files[ref] = (run, files)
+        return files
 
     async def _readable(self, job: Job) -> tuple[bool, str]:
         try:

@@ -6,8 +6,9 @@ import asyncio
 import re
 from dataclasses import dataclass, field, replace
 
+from trainguard.core.errors import UnreachableError
 from trainguard.schedulers.slurm import parse
-from trainguard.schedulers.slurm.client import SlurmClient, slurm, squeue
+from trainguard.schedulers.slurm.client import SlurmClient, no_such_job, silent, slurm, squeue
 from trainguard.schedulers.slurm.ids import JobId, job_id
 from trainguard.schedulers.slurm.patterns import OutputFile, expand, step_patterns
 from trainguard.transports.posix_shell import Command, Result, new_mark
@@ -45,13 +46,19 @@ class Detail:
 
 
 async def controller_details(client: SlurmClient, asked: JobId, *, full: bool) -> list[Detail]:
-    """Ask the controller; empty where it has forgotten the job. `full` also fetches the batch script."""
+    """Ask the controller; empty where it has forgotten the job. `full` also fetches the batch script.
+
+    Raises UnreachableError: what was not told is not what there is not.
+    """
     mark = new_mark()
     commands = [squeue(mark, f"--jobs={asked.asked}", fields=parse.DETAIL_FIELDS)]
     commands.append(slurm("scontrol", "show", "job", asked.asked))
     if full:
         commands.append(slurm("scontrol", "write", "batch_script", asked.asked, "-"))
-    table, shown, *written = await client.run(commands)
+    table, shown, *written = answers = await client.run(commands)
+    for answer in answers:
+        if silent(answer) or (answer is table and answer.code != 0 and not no_such_job(answer)):
+            raise UnreachableError(f"the Slurm controller does not answer: {answer.problem}")
     script = written[0].text if written and _is_script(written[0]) else ""
     found = []
     for row in parse.rows(table.text, parse.DETAIL_FIELDS, mark):

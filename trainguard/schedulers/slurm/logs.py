@@ -7,16 +7,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainguard.core.errors import AccessRefusedError
+from trainguard.core.errors import AccessRefusedError, UnreachableError
 from trainguard.core.observation import LogBatch, LogChunk, LogSource
 from trainguard.schedulers.slurm.client import SlurmClient
 from trainguard.schedulers.slurm.patterns import MAX_FILES, OutputFile
 from trainguard.transports.posix_shell import Command, Result
 
+_MISSING = 3
 _OVERLAP = 32
 """Bytes before the cursor that are read again: a requeue truncates the file, and it may have grown past it."""
 _READ = (
-    '[ -e "$1" ] || exit 3; [ -r "$1" ] && [ -f "$1" ] || exit 4; '
+    '[ -e "$1" ] || case $(LC_ALL=C stat -L -- "$1" 2>&1) in *"No such file"*|*"Not a directory"*) exit 3;; '
+    '*"Permission denied"*) exit 4;; *) exit 6;; esac; [ -r "$1" ] && [ -f "$1" ] || exit 4; '
     'size=$(stat -L -c %s -- "$1") || exit 4; start=$2; '
     '[ "$start" -ge 0 ] || start=$((size - $3)); [ "$start" -ge 0 ] || start=0; '
     '[ "$start" -le "$size" ] || start=0; '
@@ -76,12 +78,18 @@ class LogReader:
             listed = await self._client.run(
                 [Command(("sh", "-c", _LIST, "sh", one.path, str(MAX_FILES))) for one in globs]
             )
+            if hung := next((answer for answer in listed if answer.code != 0), None):
+                raise UnreachableError(f"the ranks' files can't be listed: {hung.problem}")
             for one, answer in zip(globs, listed, strict=True):
                 found += [_ranked(path, one) for path in answer.text.splitlines()]
         return list({source.name: source for source in found}.values())[:MAX_FILES]
 
     async def read(self, sources: Sequence[LogSource], cursor: str, limit: int) -> LogBatch:
-        """Read what is new. Raises AccessRefusedError where no file can be read for lack of rights."""
+        """Read what is new.
+
+        Where no file can be read, raises AccessRefusedError for lack of rights, UnreachableError where the
+        disk does not answer: that is not the same as nothing new.
+        """
         places = read_cursor(cursor)
         share = max(limit // max(len(sources), 1), 64)
         pieces = await self._pieces(sources, places, share)
@@ -120,6 +128,9 @@ class LogReader:
             raise AccessRefusedError(
                 f"the log {denied[0]} can't be read", "Give the login user read access to the job's output."
             )
+        for source, answer in zip(sources, answers, strict=True):
+            if found[source] is None and answer.code != _MISSING and not any(found.values()):
+                raise UnreachableError(f"the log {source.name} can't be read: {answer.problem}")
         return found
 
 
@@ -134,7 +145,9 @@ def _piece(answer: Result) -> _Piece | None:
     words = head.split()
     if answer.code != 0 or not newline or len(words) != 2:
         return None
-    return _Piece(start=int(words[1]), size=int(words[0]), data=data)
+    size, start = int(words[0]), int(words[1])
+    # `head` ends well where `tail` could not read.
+    return None if size > start and not data else _Piece(start=start, size=size, data=data)
 
 
 def _rewritten(place: Place | None, piece: _Piece) -> bool:

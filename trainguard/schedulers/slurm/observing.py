@@ -10,7 +10,7 @@ from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm.client import Accounts, Look, SlurmClient
 from trainguard.schedulers.slurm.ids import JobId, job_id
-from trainguard.schedulers.slurm.jobs import belonging, incarnation, whole
+from trainguard.schedulers.slurm.jobs import belonging, incarnation, token, whole
 from trainguard.schedulers.slurm.marks import marks
 from trainguard.schedulers.slurm.parse import Record
 from trainguard.schedulers.slurm.states import STATES, Settings, read
@@ -18,6 +18,8 @@ from trainguard.schedulers.slurm.states import STATES, Settings, read
 _SEEK_AGAIN = 30.0
 """Seconds between two looks for a newer submission of a job that stays ended: another process may have made one."""
 _LIVE = {Liveness.PENDING, Liveness.RUNNING, Liveness.UNKNOWN}
+Run = tuple[str, tuple[str, ...]]
+"""An incarnation's token and its nodes."""
 
 
 @dataclass
@@ -50,6 +52,14 @@ class Observer:
         """Remember under which id the job was submitted again."""
         self._follow[ref] = current
         self._memory.pop(ref, None)
+
+    def run_of(self, ref: JobRef) -> Run | None:
+        """Name the run that was seen last; None where none was."""
+        records = list(self._memory.get(ref, _Memory()).records.values())
+        asked = self.followed(ref)
+        if asked is None or not records:
+            return None
+        return token(asked, records), tuple(node for record in records for node in record.nodes)
 
     def owner(self, ref: JobRef) -> str:
         """Give the user whose job it is, as last seen; empty where that is not known."""
