@@ -16,7 +16,7 @@ from slack_sdk.webhook.async_client import AsyncWebhookClient
 from trainguard.core.fact import Fact
 from trainguard.core.masking import mask
 from trainguard.core.message_formats import plain, plain_title, slack_payload
-from trainguard.core.messages import Message, Severity
+from trainguard.core.messages import Message, Severity, masked
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class NotifierBlock(Block, ABC):
     attempts: int = Field(default=3, ge=1, le=10, description="How often a message is tried at most.")
 
     async def send(self, message: Message) -> SendResult:
-        """Send one message. Never raises, but when cancelled; a failure is logged, masked, and told in the result."""
+        """Send one message, masked. Never raises, but when cancelled; a failure is logged and told in the result."""
+        message = masked(message)
         try:
             result = await self._send_in_time(message)
         except Exception as problem:  # noqa: BLE001 - what a foreign notifier raises must not end a guard
@@ -148,7 +149,7 @@ class SlackWebhook(NotifierBlock):
         if response.status_code == 200:
             return
         raise _NotDeliveredError(
-            f"status {response.status_code}: {response.body[:200]}",
+            f"status {response.status_code}: {mask(response.body)[:200]}",
             retry=response.status_code == 429 or response.status_code >= 500,
             after=_seconds(response.headers.get("Retry-After")),
         )

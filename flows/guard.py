@@ -27,6 +27,7 @@ from trainguard.core.errors import (
     UnreachableError,
 )
 from trainguard.core.job import Job
+from trainguard.core.masking import mask
 from trainguard.core.policy import Policy
 from trainguard.flows.diagnose import diagnose
 from trainguard.flows.recover import recover
@@ -97,7 +98,7 @@ async def guard(
 
 
 def _with_remedy(problem: Exception) -> str:
-    return "; ".join(filter(None, (str(problem), getattr(problem, "remedy", ""))))
+    return mask("; ".join(filter(None, (str(problem), getattr(problem, "remedy", "")))))
 
 
 async def _stand_guard(
@@ -150,6 +151,7 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
 
 
 async def _end(context: GuardContext, outcome: str) -> State[Any]:
+    outcome = mask(outcome)
     await context.ledger.set_job_status(context.job.key, "Completed", outcome, context.clock(), context.lease)
     context.status = "Completed"
     # Prefect's own patience is a minute; a run whose end it never heard of would look alive for ever.

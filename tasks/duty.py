@@ -19,6 +19,7 @@ from trainguard.core.action import Access
 from trainguard.core.errors import LeaseHeldError, LeaseLostError, LedgerUnavailableError, UnreachableError
 from trainguard.core.health import Health
 from trainguard.core.job import Job
+from trainguard.core.masking import mask
 from trainguard.core.policy import Policy
 from trainguard.core.progress import Reading
 from trainguard.core.signal import Signal
@@ -40,6 +41,10 @@ class _ToPrefect(APILogHandler):
     def filter(self, record: logging.LogRecord) -> bool:
         """Take only what a flow run says: nothing else has a page."""
         return FlowRunContext.get() is not None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Mask what is shown: reasons and errors are others' text."""
+        return mask(super().format(record))
 
 
 def _log_to_prefect() -> None:

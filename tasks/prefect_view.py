@@ -23,6 +23,8 @@ from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed, Running
 
 from trainguard.core.errors import TrainguardError
+from trainguard.core.masking import mask
+from trainguard.core.message_formats import mask_page
 from trainguard.tasks.context import GuardContext
 
 logger = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ async def show_status(context: GuardContext, status: str, message: str = "") -> 
     context.shown_status = ""
     try:
         async with prefect() as client:
-            shown: State[Any] = Running(name=status, message=message)
+            shown: State[Any] = Running(name=status, message=mask(message))
             result: OrchestrationResult[Any] = await client.set_flow_run_state(
                 UUID(context.flow_run_id), shown
             )
@@ -191,13 +193,14 @@ def page_url(flow_run_id: str) -> str:
 
 
 async def show_page(key: str, markdown: str, page_id: str, description: str) -> str | None:
-    """Show a markdown page: made once a flow run, then updated in place. Gives its id, None where Prefect is away."""
+    """Show a markdown page, masked: made once a flow run, then updated in place. Gives its id, None where Prefect is away."""
+    markdown = await asyncio.to_thread(mask_page, markdown)  # a long one takes a tenth of a second
     try:
         async with prefect() as client:
             if page_id:
                 await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
                 return page_id
-            page = Artifact(key=key, type="markdown", description=description, data=markdown)
+            page = Artifact(key=key, type="markdown", description=mask(description), data=markdown)
             return str((await page.acreate(client)).id)
     except AWAY as problem:
         logger.debug("page %s is not shown yet: %s", key, type(problem).__name__)

@@ -8,6 +8,7 @@ import re
 from trainguard.core.decision import ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident
+from trainguard.core.message_formats import mask_page
 from trainguard.core.plot import progress_plot
 from trainguard.core.report import (
     GuardView,
@@ -53,7 +54,7 @@ async def show_what_was_missed(context: GuardContext) -> None:
 async def approval_text(incident: Incident, request: ApprovalRequest) -> str:
     """Give what stands above the form."""
     known = await incident_file(current_guard().ledger, incident.id)
-    return approval_page(known) if known else f"Approve {request.id}?"
+    return mask_page(approval_page(known)) if known else f"Approve {request.id}?"
 
 
 async def show_guard_page(context: GuardContext) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from trainguard.core.job import Watching
+from trainguard.core.masking import mask
 from trainguard.core.observation import Liveness, Observation
 from trainguard.core.progress import Reading
 from trainguard.core.signal import SignalKind
@@ -222,5 +223,6 @@ def _last_step(look: Look) -> int | None:
 
 
 def plain(text: str) -> str:
-    """Reduce foreign text to at most 200 printable characters on one line."""
-    return "".join(character if character.isprintable() else " " for character in text[:200]).strip()
+    """Reduce foreign text to at most 200 printable characters on one line, masked: half a secret can't be told."""
+    shown = mask(text)[:200]
+    return "".join(character if character.isprintable() else " " for character in shown).strip()

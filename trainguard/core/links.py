@@ -6,6 +6,7 @@ import re
 from enum import StrEnum
 
 from trainguard.core.fact import Fact
+from trainguard.core.masking import mask
 
 MAX_LINKS = 20
 _MAX_URL = 300
@@ -24,7 +25,7 @@ class Link(Fact):
 
     kind: LinkKind
     url: str
-    """http or https, without credentials, control characters, quotes or brackets."""
+    """http or https, without credentials or other secrets, control characters, quotes or brackets."""
     run_id: str = ""
 
 
@@ -53,7 +54,9 @@ def find_links(line: str, known: tuple[Link, ...]) -> tuple[Link, ...]:
 
 
 def _link(url: str, line: str) -> Link | None:
-    if len(url) > _MAX_URL:
+    if mask(url) != url:
+        url = url.partition("?")[0]  # e.g. ?apiKey= of an anonymous run: the page is the same without it
+    if len(url) > _MAX_URL or mask(url) != url:
         return None
     if run := _MLFLOW.search(url):
         return Link(kind=LinkKind.MLFLOW, url=url, run_id=run.group("id"))

@@ -12,6 +12,7 @@ import unicodedata
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from trainguard.core.masking import mask
 from trainguard.core.messages import Link, Message, Severity
 
 SLACK_SECTION_LIMIT = 3000
@@ -31,6 +32,7 @@ _TERMINAL = re.compile(
 )
 _MENTION = re.compile(r"@(?=\s*(?:channel|here|everyone|all|group)\b)", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_PICTURE = re.compile(r"(\(data:image/svg\+xml;base64,[A-Za-z0-9+/]*={0,2}\))")
 _INVISIBLE = frozenset({"Cf", "Cc", "Co", "Cs", "Zl", "Zp"})
 
 
@@ -102,12 +104,22 @@ def markdown(message: Message) -> str:
 
 
 def markdown_escape(text: str) -> str:
-    """Make text inert in Markdown: no emphasis, link, image, HTML, table cell or automatic link comes out of it."""
+    """Make text inert in Markdown: no emphasis, link, image, HTML, table cell or automatic link comes out of it.
+
+    Secrets are masked first: with backslashes in them nothing would recognise them any more.
+    """
     return (
-        _PUNCTUATION.sub(r"\\\1", clean(text).replace("&", "\x00"))
+        _PUNCTUATION.sub(r"\\\1", mask(clean(text)).replace("&", "\x00"))
         .replace("\x00", "&amp;")
         .replace("\\<", "&lt;")
     )
+
+
+def mask_page(page: str) -> str:
+    """Mask a finished page of Markdown. Our own pictures are numbers alone and stay as they are drawn."""
+    parts = _PICTURE.split(page)
+    parts[::2] = [mask(part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def fence(text: str) -> str:

@@ -14,6 +14,7 @@ from trainguard.core.decision import ApprovalRequest, Plan, Verdict
 from trainguard.core.fact import Fact
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Job
+from trainguard.core.masking import mask
 from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import Diagnosis
 
@@ -64,6 +65,20 @@ class Message(Fact):
     commands: tuple[str, ...] = ()
     """What to type."""
     links: tuple[Link, ...] = ()
+
+
+def masked(message: Message) -> Message:
+    """Give a message without the secrets that may stand in a name, a reason or a line of a log."""
+    return message.model_copy(
+        update={
+            "title": mask(message.title),
+            "fields": tuple((name, mask(value)) for name, value in message.fields),
+            "body": mask(message.body),
+            "excerpt": mask(message.excerpt),
+            "commands": tuple(mask(command) for command in message.commands),
+            "links": tuple(Link(label=mask(link.label), url=mask(link.url)) for link in message.links),
+        }
+    )
 
 
 def incident_opened(
