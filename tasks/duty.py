@@ -137,8 +137,7 @@ async def remember_later(context: GuardContext) -> None:
         # Told once by `assess`: a guard that dies before it has answered them would never see them again.
         "unanswered": [signal.model_dump(mode="json") for signal in context.unanswered],
     }
-    await context.ledger.save_health(context.lease, context.job.key, json.dumps(state))
-    await context.ledger.save_cursor(context.job.key, context.cursor, context.lease)
+    await context.ledger.save_health(context.lease, context.job.key, json.dumps(state), context.cursor)
 
 
 async def _let_go(context: GuardContext) -> None:

@@ -34,7 +34,6 @@ WRITES = (
     "ask",
     "answer",
     "save_health",
-    "save_cursor",
     "record_observation",
     "set_job_status",
 )

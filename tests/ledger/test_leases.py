@@ -107,7 +107,7 @@ async def test_a_lease_needs_a_holder(ledger: Ledger) -> None:
 WRITES: dict[str, Callable[[Ledger, Lease], Awaitable[object]]] = {
     "observation": lambda led, it: led.record_observation(it, facts.observation(), "line"),
     "health": lambda led, it: led.save_health(it, KEY, "{}"),
-    "cursor": lambda led, it: led.save_cursor(KEY, "x", it),
+    "cursor": lambda led, it: led.save_health(it, KEY, "x", "y"),
     "status": lambda led, it: led.set_job_status(KEY, "Enabled", "", NOW, it),
     "open": lambda led, it: led.open_incident(it, facts.incident("inc00002")),
     "update": lambda led, it: led.update_incident(it, facts.incident(state=IncidentState.DIAGNOSED)),

@@ -48,9 +48,8 @@ async def test_an_unknown_job_has_no_policy_and_no_status(ledger: Ledger) -> Non
 
 async def test_a_successor_finds_cursor_and_health(ledger: Ledger, lease: Lease) -> None:
     assert (await ledger.cursor(KEY), await ledger.health(KEY)) == ("", "")
-    await ledger.save_cursor(KEY, "inode:77", lease)
+    await ledger.save_health(lease, KEY, '{"baseline":0.1}', "inode:99")
     await ledger.save_health(lease, KEY, '{"baseline":0.5}')
-    await ledger.save_cursor(KEY, "inode:99")
     assert (await ledger.cursor(KEY), await ledger.health(KEY)) == ("inode:99", '{"baseline":0.5}')
 
 

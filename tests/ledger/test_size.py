@@ -35,8 +35,8 @@ async def guard_for_days(ledger: Ledger, ref: JobRef, days: int) -> None:
         )
         line = f"2026-11-22T02:00 running attempt 1 ~{number * 90}/500000 gpu 97% mem 81% fix - run https://wandb.example/r/1"
         await ledger.record_observation(lease, seen, line)
-        await ledger.save_cursor(ref.key, f'{{"/logs/train.log": [{number * 99999}, 12345678]}}', lease)
-        await ledger.save_health(lease, ref.key, '{"baseline": [1.0, 2.0, 3.0]}' * 20)
+        cursor = f'{{"/logs/train.log": [{number * 99999}, 12345678]}}'
+        await ledger.save_health(lease, ref.key, '{"baseline": [1.0, 2.0, 3.0]}' * 20, cursor)
         await ledger.renew_lease(lease, at, 1e9)
 
 

@@ -44,7 +44,6 @@ LEDGER = (
     "ask",
     "answer",
     "save_health",
-    "save_cursor",
     "record_observation",
     "set_job_status",
 )

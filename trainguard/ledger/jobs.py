@@ -81,23 +81,21 @@ class Jobs(Store):
 
         return await self._read(work)
 
-    async def save_cursor(self, job_key: str, cursor: str, lease: Lease | None = None) -> None:
-        """Keep how far the job's logs were read."""
-
-        async def work(tx: AsyncConnection) -> None:
-            await _keep(tx, job_key, {"cursor": cursor})
-
-        await self._write(work, lease)
-
     async def cursor(self, job_key: str) -> str:
         """Give the saved cursor, empty where there is none."""
         return await self._state_value(tables.job_state.c.cursor, job_key)
 
-    async def save_health(self, lease: Lease, job_key: str, health: str) -> None:
-        """Keep what the guard has made of the observations so far (JSON)."""
+    async def save_health(
+        self, lease: Lease, job_key: str, health: str, cursor: str | None = None
+    ) -> None:
+        """Keep what the guard has made of the observations so far (JSON), with how far it has read the logs.
+
+        Together: a log read again would count twice.
+        """
+        values = {"health": health} if cursor is None else {"health": health, "cursor": cursor}
 
         async def work(tx: AsyncConnection) -> None:
-            await _keep(tx, job_key, {"health": health})
+            await _keep(tx, job_key, values)
 
         await self._write(work, lease)
 
