@@ -184,9 +184,9 @@ def test_a_neighbour_may_be_asked_for_or_forbidden() -> None:
 
 
 def test_a_rule_may_ask_for_several_lines() -> None:
-    often = rule(any_of=["link flap"], at_least=3)
-    assert said("link flap\n" * 2, rules=(often,)).fault is FaultClass.UNKNOWN
-    assert said("link flap\n" * 3, rules=(often,)).fault == "code_bug"
+    often = rule(any_of=["link lost"], at_least=3)
+    assert said("link lost\n" * 2, rules=(often,)).fault is FaultClass.UNKNOWN
+    assert said("link lost\n" * 3, rules=(often,)).fault == "code_bug"
 
 
 def test_a_rule_is_blind_to_sources_it_does_not_trust() -> None:

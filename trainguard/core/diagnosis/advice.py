@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from trainguard.core.diagnosis.candidate import Candidate
+from trainguard.core.diagnosis.lastwords import CALM
 from trainguard.core.diagnosis.scan import Scanned
 from trainguard.core.diagnosis.steps import points
 from trainguard.core.diagnosis.text import clean, head
@@ -35,21 +36,21 @@ def _ends_badly(one: Scanned) -> bool:
 
 
 _TROUBLE = re.compile(
-    rb"(?i)err(?!ors?\W{0,4}0\b)|fail|fault|fatal|panic|\boops|\bbug\b|kill|abort|time(?:d )?-?out|reset|stall|lockup|hung|"
+    rb"(?i)err(?!ors?\W{0,4}0\b)|fail|(?<!de)fault|fatal|panic|\boops|\bbug\b|kill|abort|time(?:d )?-?out|reset|stall|lockup|hung|"
     rb"lost|corrupt|exception|denied|refus|unable|cannot|critical|warn|evict|preempt|unreachable|unhealthy|not ready"
 )
-_JOBS_WORDS = frozenset({EvidenceKind.LOG, EvidenceKind.STACKS})
 
 
 def all_quiet(scanned: Sequence[Scanned]) -> bool:
-    """Whether there is text of the system alone, and no word of trouble in any of it."""
+    """Whether there is some text, all of which was read, and no line of it speaks of trouble."""
     return bool(scanned) and all(
-        one.stream.kind not in _JOBS_WORDS
-        and one.size <= len(one.tail)
-        and one.lines > 2
-        and _TROUBLE.search(one.tail) is None
+        one.size <= len(one.tail) and one.lines > 2 and not any(map(_troubled, one.tail.split(b"\n")))
         for one in scanned
     )
+
+
+def _troubled(raw: bytes) -> bool:
+    return _TROUBLE.search(raw) is not None and CALM.search(clean(raw)) is None
 
 
 def look_next(root: Candidate | None, confidence: float, scanned: Sequence[Scanned]) -> tuple[str, ...]:

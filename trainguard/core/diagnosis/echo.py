@@ -57,6 +57,9 @@ _SPEAKING = re.compile(
     r"(?i)(?:.*\b|.*_)(?:message|msg|error|err|reason|exception|exc|status|state|details?|stderr|stdout|"
     r"log|event|cause|what|caused by|failure|output|line|text|tail|traceback|title|warning|fatal|rootcause|type|action|notice)s?$"
 )
+_SPEAKING_IN_CAMELS = re.compile(
+    r".*[a-z](?:Message|Msg|Error|Reason|Exception|Status|State|Details?|Cause|Failure|Output)s?$"
+)
 _HEDGE = re.compile(
     r"(?i)\b(?:(?:might|may|could|can|would) (?:also )?(?:be (?:caused by|due to|because|a sign|related)|mean|indicate|"
     r"happen|occur|lead to|cause|result in|fail with|get|run into|see|trigger)|possibl[ey] (?:causes?|reasons?|due)|possible causes?|if (?:you|this|it|there|an?|the)\b|in case of|"
@@ -103,7 +106,8 @@ def _configured(body: str, start: int) -> bool:
     if _LEVEL.match(keyed["value"]):
         return False
     key = keyed["key"].strip()
-    return _SPEAKING.match(key) is None and _PROGRAM.match(key) is None
+    speaks = _SPEAKING.match(key) or _SPEAKING_IN_CAMELS.match(key)
+    return speaks is None and _PROGRAM.match(key) is None
 
 
 def _new_sentence(body: str, hedge_end: int, start: int) -> bool:

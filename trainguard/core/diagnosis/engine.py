@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from trainguard.core.action import ActionKind
 from trainguard.core.diagnosis import advice
 from trainguard.core.diagnosis.candidate import Candidate, gather
+from trainguard.core.diagnosis.lastwords import last_words, words_of
 from trainguard.core.diagnosis.matcher import Matcher
 from trainguard.core.diagnosis.remedy import ladder
 from trainguard.core.diagnosis.root import Ranking, confidence, rank
@@ -58,7 +59,26 @@ class Examination:
         self.timeline = Timeline(self.scanned, observation.at if observation else None)
         self.candidates = gather(self.scanned, catalogue, self.timeline, observation)
         self.ranking = rank(self.candidates, observation)
+        self._hear_out(catalogue)
         self.diagnosis = self._diagnosis()
+
+    def _hear_out(self, catalogue: Catalogue) -> None:
+        """Where no rule knows the words, or only their kind, go by what such words speak of in general."""
+        root, observation = self.ranking.root, self.observation
+        if observation is not None and observation.liveness is Liveness.SUCCEEDED:
+            return
+        if root is not None and root.rule.vague:
+            told = words_of(root, catalogue)
+            if told is not None:
+                self.ranking.root = told
+                self.ranking.others.insert(0, (root, "its words say more"))
+        elif root is None or root.says_only_that:
+            said = last_words(self.scanned, catalogue)
+            if root is not None:
+                said = [c for c in said if c.rule.fault is not FaultClass.CODE_BUG]
+            if said:
+                self.candidates += said
+                self.ranking = rank(self.candidates, observation)
 
     def _diagnosis(self) -> Diagnosis:
         root = self.ranking.root

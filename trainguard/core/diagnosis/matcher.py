@@ -99,7 +99,7 @@ class Matcher:
         self._compiled: dict[str, re.Pattern[str]] = {}
         self._entries: dict[str, list[Entry]] = {}
         self._by_pattern: dict[str, list[Entry]] = {}
-        for rule in catalogue.rules:
+        for rule in (r for r in catalogue.rules if not r.last):
             for pattern in rule.any_of:
                 self._add(Entry(rule, None, pattern))
             for near in (rule.near, rule.not_near):

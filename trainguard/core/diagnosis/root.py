@@ -183,6 +183,8 @@ def confidence(ranking: Ranking, observation: Observation | None) -> float:
         value -= 0.15
     if root.hearsay or root.unlike or root.echo or root.survived:
         value = min(value, 0.45)
+    if root.rule.last:
+        value = min(value, 0.4)
     if observation is not None:
         value = _joined(value, root, observation)
     return round(max(0.1, min(value, 0.97)), 2)

@@ -109,6 +109,10 @@ class Rule(_Row):
     whatever is printed after it (the scheduler's own words, NaN losses, a stall)."""
     weak: bool = False
     """Too common to say anything beside other findings (a bare exit code): loses against any other root."""
+    last: bool = False
+    """Too general to be looked for in every line: tried on the last lines alone, where no other rule is the root."""
+    vague: bool = False
+    """Says what kind of exception it was and nothing of its cause: its words are tried by the rules for last words."""
     vetoes: Literal["line", "words"] = "line"
     """What a healthy rule explains: the whole line, or only the words that it fits (`0 errors`)."""
     sources: tuple[EvidenceKind, ...] = tuple(EvidenceKind)

@@ -30,6 +30,10 @@ _TIME_OR_VERSION = re.compile(r"[.:]\d")
 _LOSS = re.compile(
     r"(?i)(?:^|[\s'\"_|,{(])(?:lm |train(?:ing)?[_ ])?loss['\"]?\s*[:=]?\s*(?P<loss>[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))\b"
 )
+_PART_OF_LOSS = re.compile(
+    r"(?i)(?:^|[\s'\"|,{(])(?:\w{1,20}_)?loss_\w{1,30}['\"]?\s*[:=]\s*(?P<loss>[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|nan|inf))\b"
+)
+"""A part of a loss (`loss_cls: 0.3`), where the whole is not on the line."""
 _NOT_TRAINING = re.compile(
     r"(?i)load|download|fetch|\bmap\b|tokeni|generat|group|sav|filter|resolv|extract|prepar|convert|"
     r"eval|valid|test|upload|compil|cach|collect|retry|attempt"
@@ -104,7 +108,7 @@ def _counted_otherwise(text: str, line: int) -> tuple[str, float] | None:
 
 
 def _loss(text: str) -> float | None:
-    found = _LOSS.search(text)
+    found = _LOSS.search(text) or _PART_OF_LOSS.search(text)
     return float(found["loss"]) if found else None
 
 
