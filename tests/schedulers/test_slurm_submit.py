@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.schedulers.test_slurm_reading import run_here
 from trainguard.core.errors import RefusedError
 from trainguard.core.job import Resume, ResumeBy
 from trainguard.schedulers.slurm.detail import Detail
 from trainguard.schedulers.slurm.ids import JobId
-from trainguard.schedulers.slurm.submit import original_options, submission
+from trainguard.schedulers.slurm.submit import Submission, original_options, submission, told_options
 
 FIELDS = {
     "WorkDir": "/w", "Name": "my job", "Command": "/w/train.sh --lr 3", "Partition": "gpu", "NumNodes": "2",
@@ -102,9 +105,9 @@ def test_resuming_by_environment_gets_through_the_owners_export(line: str, expor
         "c", Resume(by=ResumeBy.ENVIRONMENT, name="FROM"), "/c 1", [],
     )  # fmt: skip
     assert export in call.options
-    argv = call.command().argv
-    assert "env -i" in argv[2]
-    assert argv[4:6] == ("PATH=/bin", "FROM=/c 1")
+    command = call.command()
+    assert "env -i" in command.argv[2]
+    assert "export PATH=/bin\nexport FROM='/c 1'\n" in (command.stdin or "")
 
 
 @pytest.mark.parametrize(
@@ -124,3 +127,71 @@ def test_resuming_by_environment_gets_through_the_owners_export(line: str, expor
 def test_what_can_not_be_submitted_as_it_was_is_refused(job: Detail, resume: Resume) -> None:
     with pytest.raises(RefusedError):
         submission(job, "c", resume, "/c", [])
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_environment_arrives_and_stands_in_no_process_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    """Everybody on the login node can read those; a stored environment may hold keys."""
+    secret, script = "sk-it's\n$(touch x) `y` \\", "#!/bin/sh\ntéxt of the script\n'EOF'\n"
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(
+        '#!/bin/sh\ncd $(dirname $0)\nprintf %s "$KEY" >key\ncat /dev/stdin >script\nprintf \'%s\\n\' "$@" >args\n'
+        "env >env\nfor f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f; done >all 2>/dev/null\nexit 7\n"
+    )
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    given = (("KEY", secret), ("PATH", "/usr/bin:/bin"), ("UID", "4"), ("SHELLOPTS", "x")) if stored else None
+    call = Submission(("-n", "2", "--comment=a b"), ("--lr", "3"), script, given, (("FROM", "/c 1"),))
+    if not stored:
+        monkeypatch.setenv("KEY", secret)
+    (answer,) = run_here([call.command()])
+    assert (answer.code, answer.err.strip()) == (7, b"")
+    assert (tmp_path / "key").read_text() == secret
+    assert (tmp_path / "script").read_text() == script
+    assert (tmp_path / "args").read_text().split("\n")[:-1] == [
+        "--parsable", "-n", "2", "--comment=a b", "/dev/stdin", "--lr", "3",
+    ]  # fmt: skip
+    assert "FROM=/c 1" in (tmp_path / "env").read_text().splitlines()
+    assert "TG_SBATCH" not in (tmp_path / "env").read_text()
+    assert "sk-it" not in (tmp_path / "all").read_text()
+
+
+SHOWN = (
+    "JobId=47 MCS_label=N/A Deadline=N/A Requeue={Requeue} TimeMin=N/A ExcNodeList={ExcNodeList} "
+    "Socks/Node=* NtasksPerN:B:S:C={NtasksPerN:B:S:C} CoreSpec=* MinMemoryNode={MinMemoryNode} MinTmpDiskNode=0 "
+    "Features=(null) DelayBoot=00:00:00 OverSubscribe={OverSubscribe} Contiguous=0 Licenses=(null) Network=(null) {more}"
+)
+PLAIN = {
+    "Requeue": "1", "ExcNodeList": "(null)", "NtasksPerN:B:S:C": "0:0:*:*", "MinMemoryNode": "0",
+    "OverSubscribe": "OK", "more": "",
+}  # fmt: skip
+
+
+def shown(**more: str) -> str:
+    text = SHOWN
+    for key, value in (PLAIN | more).items():
+        text = text.replace(f"{{{key}}}", value)
+    return text
+
+
+def test_all_that_scontrol_shows_of_a_job_is_asked_for_again() -> None:
+    assert set(told_options(detail(shown=shown()))) - set(told_options(detail())) == {"--requeue"}
+    given = shown(
+        Requeue="0", ExcNodeList="n[3-4]", MinMemoryNode="64G", OverSubscribe="NO",
+        more="TresPerJob=gres:gpu:a100:8 CpusPerTres=gres/gpu:4", **{"NtasksPerN:B:S:C": "4:0:*:*"},
+    )  # fmt: skip
+    assert {
+        "--no-requeue", "--exclude=n[3-4]", "--mem=64G", "--exclusive", "--gpus=a100:8", "--cpus-per-gpu=4",
+        "--ntasks-per-node=4",
+    } <= set(told_options(detail(shown=given)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"more": "BurstBuffer=pool"}, {"more": "TresPerJob=gres:fpga:1"}, {"NtasksPerN:B:S:C": "0:0:2:*"}],
+)
+def test_what_is_set_and_can_not_be_asked_for_again_is_refused(more: dict[str, str]) -> None:
+    with pytest.raises(RefusedError, match="submit line"):
+        told_options(detail(shown=shown(**more)))

@@ -8,6 +8,7 @@ with the options of its submit line, which `scontrol write batch_script` does no
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,8 @@ from trainguard.core.errors import RefusedError
 from trainguard.core.job import Resume, ResumeBy
 from trainguard.schedulers.slurm.detail import Detail
 from trainguard.schedulers.slurm.marks import without_marks
-from trainguard.schedulers.slurm.parse import minutes
-from trainguard.transports.posix_shell import Command
+from trainguard.schedulers.slurm.parse import minutes, show_value
+from trainguard.transports.posix_shell import Command, given
 
 _WITHOUT_VALUE = (
     "--hold --parsable --requeue --no-requeue --overcommit --oversubscribe --contiguous --wait --quiet "
@@ -34,9 +35,10 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 # sbatch is looked for on the login's path: the job's own, in a stored environment, may be another.
-_FIND = 's=$(command -v sbatch) || exit 127; exec env "TG_SBATCH=$s" "$@"'
-_FIND_CLEAN = 's=$(command -v sbatch) || exit 127; exec env -i "TG_SBATCH=$s" "$@"'
-_CALL = 's=$TG_SBATCH; unset TG_SBATCH; exec "$s" "$@"'
+_FIND = 's=$(command -v sbatch) || exit 127; exec env "TG_SBATCH=$s" /bin/sh -s'
+_FIND_CLEAN = 's=$(command -v sbatch) || exit 127; exec env -i "TG_SBATCH=$s" /bin/sh -s'
+_SHELLS_OWN = frozenset({"UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS", "BASH_VERSINFO", "OPTIND", "_"})
+"""Variables that a shell sets itself and lets nobody set; exporting them would end it."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +52,20 @@ class Submission:
     added: tuple[tuple[str, str], ...] = ()
 
     def command(self) -> Command:
-        """The script comes on standard input: a path would have to lie on the login node."""
-        stored = self.environment is not None
-        pairs = (*(self.environment or ()), *self.added)
-        return Command(
-            (
-                *("sh", "-c", _FIND_CLEAN if stored else _FIND, "sh"),
-                *(f"{name}={value}" for name, value in pairs),
-                *(
-                    "/bin/sh",
-                    "-c",
-                    _CALL,
-                    "sbatch",
-                    "--parsable",
-                    *self.options,
-                    "/dev/stdin",
-                    *self.arguments,
-                ),
-            ),
-            stdin=self.script,
-            timeout=60,
-        )
+        """Both the batch script and the environment come on standard input: everybody on the login node can
+        read the arguments of a process, and a path would have to lie there."""
+        pairs = [(n, v) for n, v in (*(self.environment or ()), *self.added) if n not in _SHELLS_OWN]
+        words = shlex.join(("--parsable", *self.options, "/dev/stdin", *self.arguments))
+        lines = [
+            "{",
+            "s=$TG_SBATCH; unset TG_SBATCH",
+            *(f"export {name}={shlex.quote(value)}" for name, value in pairs),
+            f'{given(self.script)} | "$s" {words}',
+            "exit $?",
+            "}",
+        ]
+        find = _FIND_CLEAN if self.environment is not None else _FIND
+        return Command(("sh", "-c", find), stdin="\n".join(lines), timeout=60)
 
 
 def original_options(
@@ -129,7 +124,10 @@ def _without_ours(options: Sequence[str]) -> list[str]:
 
 
 def told_options(detail: Detail) -> list[str]:
-    """Build the options from what the controller says, where the submit line can't be used."""
+    """Build the options from what the controller says, where the submit line can't be used.
+
+    Raises RefusedError where something is set that no option is known for here: the job would not be the same.
+    """
     wanted = {
         "--partition": detail.get("Partition"),
         "--nodes": detail.get("NumNodes").partition("-")[0],
@@ -146,7 +144,81 @@ def told_options(detail: Detail) -> list[str]:
     }
     limit = minutes(detail.get("TimeLimit"))
     options = [f"{name}={value}" for name, value in wanted.items() if value and value != "0"]
-    return options + ([f"--time={limit}"] if limit else [])
+    return options + ([f"--time={limit}"] if limit else []) + _shown_options(detail.shown)
+
+
+_UNSET = frozenset({"", "0", "*", "N/A", "00:00:00", "0:0:*:*"})
+_SHOWN = {
+    "MinMemoryNode": "--mem",
+    "MinMemoryCPU": "--mem-per-cpu",
+    "MinTmpDiskNode": "--tmp",
+    "ExcNodeList": "--exclude",
+    "Licenses": "--licenses",
+    "Network": "--network",
+    "CoreSpec": "--core-spec",
+    "TimeMin": "--time-min",
+    "MailUser": "--mail-user",
+    "MailType": "--mail-type",
+    "Prefer": "--prefer",
+    "Switches": "--switches",
+    "CpusPerTres": "--cpus-per-gpu",
+    "MemPerTres": "--mem-per-gpu",
+    "TresPerJob": "--gpus",
+    "TresPerSocket": "--gpus-per-socket",
+    "TresPerTask": "--gpus-per-task",
+}
+_ONLY_GPUS = frozenset({"CpusPerTres", "MemPerTres", "TresPerJob", "TresPerSocket", "TresPerTask"})
+_GPU = re.compile(r"gres[:/]gpu(?::([^,]+))?")
+_UNTOLD = (
+    "BurstBuffer",
+    "ClusterFeatures",
+    "TresFreq",
+    "TresBind",
+    "Deadline",
+    "MCS_label",
+    "Socks/Node",
+    "SegmentSize",
+)
+
+
+def _shown_options(shown: str) -> list[str]:
+    """Read `scontrol show job`. What sbatch's --signal was is told nowhere; in the script it is kept."""
+    told = {key: show_value(shown, key) for key in (*_SHOWN, *_UNTOLD)}
+    told = {key: value for key, value in told.items() if value not in _UNSET}
+    lost = [key for key in _UNTOLD if key in told]
+    options = []
+    for key, value in told.items():
+        if key in _ONLY_GPUS:
+            match = _GPU.fullmatch(value)
+            if match is None:
+                lost.append(key)
+                continue
+            value = match[1] or "1"
+        if key in _SHOWN:
+            options.append(f"{_SHOWN[key]}={value}")
+    if lost:
+        raise RefusedError(
+            f"accounting has no submit line of it, and the options behind {', '.join(lost)} of `scontrol show job` "
+            "are not known here: submitted again it would not be the same job"
+        )
+    tasks, _, rest = show_value(shown, "NtasksPerN:B:S:C").partition(":")
+    if rest not in _UNSET | {"0:*:*", "0:*:1"}:
+        raise RefusedError(
+            "accounting has no submit line of it, and it binds tasks to boards, sockets or cores"
+        )
+    options += [f"--ntasks-per-node={tasks}"] if tasks not in _UNSET else []
+    shares = {
+        "NO": "--exclusive",
+        "YES": "--oversubscribe",
+        "USER": "--exclusive=user",
+        "MCS": "--exclusive=mcs",
+    }
+    flags = [
+        shares.get(show_value(shown, "OverSubscribe"), ""),
+        "--contiguous" if show_value(shown, "Contiguous") == "1" else "",
+        {"0": "--no-requeue", "1": "--requeue"}.get(show_value(shown, "Requeue"), ""),
+    ]
+    return options + [flag for flag in flags if flag]
 
 
 def _free_text(detail: Detail, comment: str) -> str:
