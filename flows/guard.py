@@ -35,7 +35,7 @@ from trainguard.tasks.check import check_job
 from trainguard.tasks.cluster import load_cluster
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.deliver import await_delivery
-from trainguard.tasks.durable import RETRY_SECONDS
+from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
 from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, show_status, tag_run
@@ -43,7 +43,7 @@ from trainguard.tasks.report import show_guard_page
 from trainguard.tasks.subflow import run_subflow, tidy_up
 from trainguard.tasks.succession import call_successor
 from trainguard.tasks.tell import tell_signals
-from trainguard.tasks.wait import ending, time_is_up, wait_for_news
+from trainguard.tasks.wait import TimeIsUpError, ending, time_is_up, wait_for_news
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ async def guard(
             model=model,
             rules=rules or (),
         ) as context:
+            context.until = deadline.timestamp() if deadline else None
             return await _stand_guard(context, cadence, deadline, checks_a_run)
     except (AccessRefusedError, UnreachableError, NotFoundError) as problem:
         return Failed(name="CredentialError", message=_with_remedy(problem))
@@ -108,6 +109,8 @@ async def _stand_guard(
     while True:
         try:
             return await _watch(context, cadence, deadline, checks_a_run)
+        except TimeIsUpError as reached:
+            return await _end(context, str(reached))
         except LedgerUnavailableError as problem:
             # As after a crash: what is on record is gone on with. No clock runs out meanwhile.
             logger.warning("the ledger can't be used: %s", problem)
@@ -128,7 +131,7 @@ async def _watch(
         if opened is not None:
             await _handle(context, opened)
             continue
-        outcome = await ending(context) or time_is_up(context, deadline)
+        outcome = await ending(context) or time_is_up(context)
         if outcome:
             return await _end(context, outcome)
         if context.checks >= checks_a_run:
@@ -137,7 +140,7 @@ async def _watch(
                 await tidy_up(context)
                 return Completed(name="HandedOver", message=f"goes on as flow run {successor}")
         await _show(context, "Degraded" if context.health.degraded else "Enabled")
-        await wait_for_news(context, cadence, deadline)
+        await wait_for_news(context, cadence)
 
 
 async def _handle(context: GuardContext, incident_id: str) -> None:
@@ -152,7 +155,14 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
 
 async def _end(context: GuardContext, outcome: str) -> State[Any]:
     outcome = mask(outcome)
-    await context.ledger.set_job_status(context.job.key, "Completed", outcome, context.clock(), context.lease)
+    await durably(
+        context.ledger.set_job_status,
+        context.job.key,
+        "Completed",
+        outcome,
+        context.clock(),
+        context.lease,
+    )
     context.status = "Completed"
     # Prefect's own patience is a minute; a run whose end it never heard of would look alive for ever.
     await prefect_is_back(LAST_PATIENCE)

@@ -12,9 +12,8 @@ from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeSt
 from trainguard.core.decision import Intent, Plan
 from trainguard.core.errors import (
     AccessRefusedError,
-    NotFoundError,
     RefusedError,
-    UnreachableError,
+    SchedulerError,
 )
 from trainguard.core.incident import Incident
 from trainguard.core.observation import Liveness, Observation
@@ -26,6 +25,7 @@ from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.incidents import note_signals
 from trainguard.tasks.lease import hold_on
 from trainguard.tasks.script import perform_script, what_became
+from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ async def act(incident: Incident, action: Action, number: int) -> Outcome:
     if refused is not None:
         return refused
     looked_at = context.clock()
+    await stop_if_wanted(context, at_once=True)
     # While the ledger was away the lease may have run out; nobody else having taken it, it is still ours.
     await durably(hold_on, context)
     intent = Intent(fence=fence, job_key=context.job.key, action=action, at=context.clock())
@@ -78,7 +79,10 @@ async def _perform(
     tries = 0
     while True:
         just_looked = 0 <= context.clock() - looked_at < JUST_NOW
-        refused = None if just_looked else await _why_not(context, incident, intent.action, intent.fence)
+        refused = None
+        if not just_looked:
+            await stop_if_wanted(context, at_once=True)
+            refused = await _why_not(context, incident, intent.action, intent.fence)
         outcome = refused or await _try(context, intent)
         if outcome.status is not OutcomeStatus.UNKNOWN:
             break
@@ -108,7 +112,7 @@ async def _try(context: GuardContext, intent: Intent) -> Outcome:
         return await answered(context.scheduler.perform(context.job, action, fence), PERFORM_SECONDS)
     except (RefusedError, AccessRefusedError) as problem:
         status, detail = OutcomeStatus.REFUSED, str(problem)
-    except (UnreachableError, NotFoundError) as problem:
+    except SchedulerError as problem:
         status, detail = OutcomeStatus.UNKNOWN, str(problem)
     return Outcome(fence=fence.token, status=status, at=context.clock(), detail=detail)
 
@@ -136,6 +140,7 @@ async def _why_not(context: GuardContext, incident: Incident, action: Action, fe
         gone = gone_since is not None and now - gone_since < GONE_SECONDS
         if why and (gone or seen.liveness is Liveness.UNKNOWN):
             logger.info("%s waits: %s", action.kind, why)
+            await stop_if_wanted(context)
             await asyncio.sleep(RETRY_SECONDS)
             continue
         if not why:
@@ -153,8 +158,9 @@ async def _find_out(context: GuardContext, intent: Intent) -> Outcome | None:
     while True:
         try:
             found = await answered(context.scheduler.find(context.job, intent.fence), FIND_SECONDS)
-        except (UnreachableError, AccessRefusedError, NotFoundError) as problem:
+        except SchedulerError as problem:
             logger.warning("what became of %s can't be told yet: %s", intent.fence.token, problem)
+            await stop_if_wanted(context)
             await asyncio.sleep(RETRY_SECONDS)
             continue
         return found

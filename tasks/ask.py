@@ -24,7 +24,8 @@ from trainguard.tasks.check import take_in
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import note_signals
-from trainguard.tasks.prefect_view import AWAY, GuardCancelledError, prefect, stop_if_cancelled
+from trainguard.tasks.prefect_view import AWAY, OURS, GuardCancelledError, prefect
+from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,8 @@ async def _after_the_pause(request: ApprovalRequest) -> ApprovalForm | None:
         try:
             async with prefect() as client:
                 state = (await client.read_flow_run(UUID(request.flow_run_id))).state
+            if state is not None and state.is_final():
+                continue  # no form can be shown on it any more; the question stays open elsewhere
             if state is None or state.type is not StateType.PAUSED:
                 return await _entered(request.flow_run_id, request.keyset)
         except (*AWAY, ValueError) as problem:
@@ -192,7 +195,7 @@ async def wait_for_answer(
     """Wait for the first of: an answer in the ledger, the form in Prefect, our deadline.
 
     Gives None where the question has lost its object: the job moved on by itself. Raises GuardCancelledError
-    where a person cancelled the guard: the question then stays open for the next one.
+    where the guard's time is up or a person cancelled it: the question then stays open for the next one.
     """
     refused: list[ApprovalForm] = []
     while True:
@@ -210,7 +213,7 @@ async def wait_for_answer(
             return await give(context, request, refusal, "ui")
         if lost_its_object(context, incident, request.plan):
             return None
-        await stop_if_cancelled(context)
+        await stop_if_wanted(context)
         await _next_look(context, pause)
 
 
@@ -251,12 +254,15 @@ async def _forms_in_prefect(context: GuardContext, request_id: str) -> list[Appr
 
 
 async def _cancelled(flow_run_id: str) -> bool:
+    """Whether a person cancelled the run that shows the question; that its guard was thought dead is no answer."""
     try:
         async with prefect() as client:
             state = (await client.read_flow_run(UUID(flow_run_id))).state
     except (*AWAY, ValueError):
         return False
-    return state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}
+    if state is None or state.type not in {StateType.CANCELLING, StateType.CANCELLED}:
+        return False
+    return not (state.message or "").startswith(OURS)
 
 
 def lost_its_object(context: GuardContext, incident: Incident, plan: Plan) -> str:

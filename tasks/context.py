@@ -74,6 +74,8 @@ class GuardContext:
     unanswered: list[Signal] = field(default_factory=list)
     """Signals seen between checks, for the next check to answer."""
     gone_since: float | None = None
+    until: float | None = None
+    """When the guard's time is up, whatever it is doing."""
     cancel_asked_at: float = 0.0
     pages: dict[str, str] = field(default_factory=dict)
     """Artifact ids by what they show: `guard`, or an incident's id."""

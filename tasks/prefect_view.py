@@ -37,6 +37,8 @@ KNOCK_SECONDS = 3.0
 """Seconds that one call may take to find out whether Prefect is back."""
 RECHECK_SECONDS = 5.0
 """For so long nobody asks Prefect again after it did not answer: a guard has better things to do than to knock."""
+OURS = "by trainguard: "
+"""Begins the message of a run's end that no person asked for."""
 AWAY = (httpx.HTTPError, PrefectException, OSError, TimeoutError)
 
 
@@ -137,17 +139,17 @@ def cancellation_is_watched() -> None:
     _watched.set(True)
 
 
-async def stop_if_cancelled(context: GuardContext) -> None:
-    """Raise GuardCancelledError where a person has cancelled the run; asked now and then.
+async def stop_if_cancelled(context: GuardContext, *, at_once: bool = False) -> None:
+    """Raise GuardCancelledError where a person has cancelled the run; asked now and then, or `at_once`.
 
     Prefect away is no cancellation.
     """
     now = context.clock()
-    if _watched.get() or now - context.cancel_asked_at < CANCEL_SECONDS:
+    if not at_once and (_watched.get() or now - context.cancel_asked_at < CANCEL_SECONDS):
         return
     context.cancel_asked_at = now
     try:
-        async with prefect() as client:
+        async with asyncio.timeout(KNOCK_SECONDS if at_once else PATIENCE), prefect() as client:
             state = (await client.read_flow_run(UUID(context.flow_run_id))).state
     except (*AWAY, ValueError):
         return
@@ -165,6 +167,11 @@ async def tag_run(flow_run_id: str, wanted: Sequence[str]) -> None:
         logger.info("flow run %s is not tagged: %s", flow_run_id, problem)
 
 
+def settled(message: str) -> State[Any]:
+    """Give the end of a run whose guard died or stopped, marked so that nobody takes it for a person's will."""
+    return Cancelled(message=f"{OURS}{message}")
+
+
 async def retire(flow_run_id: str, successor: str) -> None:
     """End the flow run that a dead guard left behind, and its paused or running children."""
     try:
@@ -177,7 +184,7 @@ async def retire(flow_run_id: str, successor: str) -> None:
             message = f"its process died; flow run {successor} goes on"
             for child in children:
                 if child.state is not None and not child.state.is_final():
-                    await client.set_flow_run_state(child.id, Cancelled(message=message), force=True)
+                    await client.set_flow_run_state(child.id, settled(message), force=True)
             if run.state is not None and not run.state.is_final():
                 await client.set_flow_run_state(run_id, Crashed(message=message), force=True)
     except ObjectNotFound:

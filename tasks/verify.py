@@ -13,8 +13,8 @@ from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal
 from trainguard.tasks.check import look, record
 from trainguard.tasks.context import GuardContext, current_guard
-from trainguard.tasks.prefect_view import stop_if_cancelled
 from trainguard.tasks.tell import tell_signals
+from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ async def verify(incident: Incident) -> Verified:
             return Verified(
                 recovered=False, why=f"no progress past step {incident.step} within {hours:.1f} h"
             )
-        await stop_if_cancelled(context)
+        await stop_if_wanted(context)
 
 
 def judge(context: GuardContext, incident: Incident, signals: tuple[Signal, ...]) -> Verified | None:

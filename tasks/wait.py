@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from trainguard.core.cadence import Cadence, next_check
 from trainguard.core.incident import IncidentState
 from trainguard.core.observation import Liveness, Observation
 from trainguard.tasks.check import look
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.incidents import crash_incident
-from trainguard.tasks.prefect_view import stop_if_cancelled
+from trainguard.tasks.prefect_view import GuardCancelledError, stop_if_cancelled
 
 GONE_SECONDS = 1800.0
 """A job its scheduler no longer knows is watched for so long before the guard gives it up."""
 
 
-async def wait_for_news(context: GuardContext, cadence: Cadence, deadline: datetime | None) -> None:
+async def wait_for_news(context: GuardContext, cadence: Cadence) -> None:
     """Wait for the next check's time; any sign of trouble or change of state ends the wait at once."""
     now = context.clock()
     wait = next_check(cadence, since_start=now - context.started_at, uncertain=context.health.uncertain)
-    until = now + wait if deadline is None else min(now + wait, deadline.timestamp())
+    until = now + wait if context.until is None else min(now + wait, context.until)
     before = context.observation
     while context.clock() < until:
         try:
@@ -40,10 +38,25 @@ def _changed(before: Observation | None, seen: Observation | None) -> bool:
     return seen.incarnation != before.incarnation
 
 
-def time_is_up(context: GuardContext, deadline: datetime | None) -> str:
+class TimeIsUpError(GuardCancelledError):
+    """`until` is reached: stop as on a cancellation, but as the owner had planned it."""
+
+
+def time_is_up(context: GuardContext) -> str:
     """Say so once `until` is reached."""
-    reached = deadline is not None and context.clock() >= deadline.timestamp()
+    reached = context.until is not None and context.clock() >= context.until
     return "until reached; the job goes on" if reached else ""
+
+
+async def stop_if_wanted(context: GuardContext, *, at_once: bool = False) -> None:
+    """Raise TimeIsUpError once `until` is reached, GuardCancelledError where a person has cancelled the guard.
+
+    For whatever waits long within an incident, and, `at_once`, right before something is done to the job.
+    """
+    up = time_is_up(context)
+    if up:
+        raise TimeIsUpError(up)
+    await stop_if_cancelled(context, at_once=at_once)
 
 
 async def ending(context: GuardContext) -> str:

@@ -246,6 +246,51 @@ async def test_until_ends_the_monitoring_and_leaves_the_job_alone() -> None:
     assert simulation.starts == 1 and simulation.native.run.ended is None
 
 
+async def test_until_ends_a_guard_that_waits_for_an_answer_and_leaves_the_question_open() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    soon = datetime.now().astimezone() + timedelta(seconds=15)
+    guarding = simulation.guard(ASSIST, until=soon)
+    question = await simulation.question()
+    state = await guarding
+    assert (state.name, state.message) == ("Completed", "until reached; the job goes on")
+    assert simulation.starts == 1
+    assert (await simulation.question()).id == question.id
+    assert await simulation.answer(question, Answer.APPROVE)
+    assert (await simulation.guard(ASSIST)).message == "succeeded, recovered 1 time"
+
+
+async def test_until_ends_a_guard_that_waits_for_progress() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    simulation.native.queue_seconds = 10**6
+    state = await simulation.guard(until=datetime.now().astimezone() + timedelta(seconds=15))
+    assert state.message == "until reached; the job goes on"
+    (incident,) = await simulation.incidents()
+    assert (incident.state, simulation.starts) == (IncidentState.VERIFYING, 2)
+
+
+async def test_a_guard_cancelled_while_it_seeks_the_cause_does_not_restart_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    collecting = QuickScheduler.collect
+
+    async def cancelled_meanwhile(self: QuickScheduler, *arguments: Any) -> Any:
+        await _cancel(simulation)
+        return await collecting(self, *arguments)
+
+    monkeypatch.setattr(QuickScheduler, "collect", cancelled_meanwhile)
+    assert (await simulation.guard()).is_cancelled()
+    assert simulation.starts == 1
+
+
+async def _cancel(simulation: Simulation) -> None:
+    async with await Ledger.open() as ledger:
+        lease = await ledger.lease(simulation.job.key)
+    assert lease is not None
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(lease.holder.rpartition(":")[2]), Cancelling())
+
+
 async def test_a_guard_cancelled_in_prefect_stops_and_leaves_the_job_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -253,11 +298,7 @@ async def test_a_guard_cancelled_in_prefect_stops_and_leaves_the_job_alone(
     simulation = Simulation(total=10**6)
     guarding = simulation.guard()
     await until(lambda: _leased(simulation), "the guard")
-    async with await Ledger.open() as ledger:
-        lease = await ledger.lease(simulation.job.key)
-    assert lease is not None
-    async with get_client() as client:
-        await client.set_flow_run_state(UUID(lease.holder.rpartition(":")[2]), Cancelling())
+    await _cancel(simulation)
     state = await guarding
     assert state.is_cancelled()
     assert simulation.native.run.ended is None

@@ -16,7 +16,7 @@ from prefect.states import Cancelled, Cancelling
 
 from tests.flows.simulation import SimulatedClusterBlock, Simulation
 from tests.survival.scene import until
-from trainguard.core.decision import Answer, ApprovalRequest
+from trainguard.core.decision import Answer, ApprovalRequest, Lease
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.policy import Policy, Preset
@@ -24,6 +24,7 @@ from trainguard.core.signal import SignalKind
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks import ask as ask_tasks
 from trainguard.testing.simulated import Fault, FaultKind
+from trainguard.worker.remains import settle_children
 
 pytestmark = [pytest.mark.usefixtures("prefect_api", "ledger_url"), pytest.mark.timeout(300)]
 ASSIST = Policy(preset=Preset.ASSIST)
@@ -204,17 +205,38 @@ async def test_cancelling_the_question_refuses_it() -> None:
     await asyncio.gather(cancel(Cancelling()), cancel(Cancelled()))
 
 
+async def test_a_question_whose_run_was_settled_by_a_worker_is_not_refused() -> None:
+    """A worker thought the guard dead: its page is over, the question is not."""
+    simulation, guarding, question = await ask()
+    assert await settle_children(guard_run_of(await lease_of(simulation)), "its guard's process died")
+    assert await in_state(question.flow_run_id, StateType.CANCELLED)
+    await asyncio.sleep(3)
+    assert await simulation.answer(question, Answer.APPROVE)
+    assert (await guarding).message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def lease_of(simulation: Simulation) -> Lease:
+    """The lease on the job."""
+    async with await Ledger.open() as ledger:
+        lease = await ledger.lease(simulation.job.key)
+    assert lease is not None
+    return lease
+
+
+def guard_run_of(lease: Lease) -> UUID:
+    """The flow run of the guard that holds a lease."""
+    return UUID(lease.holder.rpartition(":")[2])
+
+
 async def test_cancelling_the_guard_leaves_the_question_to_the_next_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("trainguard.tasks.prefect_view.CANCEL_SECONDS", 0.2)
     simulation, guarding, question = await ask()
-    async with await Ledger.open() as ledger:
-        lease = await ledger.lease(simulation.job.key)
-    assert lease is not None
-    guard_run = lease.holder.rpartition(":")[2]
+    guard_run = guard_run_of(await lease_of(simulation))
     async with get_client() as client:
-        await client.set_flow_run_state(UUID(guard_run), Cancelling(), force=True)
+        await client.set_flow_run_state(guard_run, Cancelling(), force=True)
     assert (await guarding).is_cancelled()
     assert await in_state(question.flow_run_id, StateType.CANCELLED)
     assert simulation.starts == 1

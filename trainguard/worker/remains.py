@@ -15,9 +15,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Cancelled
 
-from trainguard.tasks.prefect_view import AWAY, prefect
+from trainguard.tasks.prefect_view import AWAY, prefect, settled
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ async def settle_children(run_id: UUID, message: str, since: datetime | None = N
             for child in await _children(client, [run_id]):
                 if child.state is None or _is_settled(child, since):
                     continue
-                await client.set_flow_run_state(child.id, Cancelled(message=message), force=True)
+                await client.set_flow_run_state(child.id, settled(message), force=True)
     except AWAY as problem:
         logger.warning("subflows of flow run %s may still look alive: %s", run_id, problem)
         return False
