@@ -229,3 +229,17 @@ async def test_the_next_run_may_write_to_files_of_another_name(far: Far, slurm: 
     await slurm.observe([job("7")])
     await slurm.logs(job("7"))
     assert far.read[-1] == "/w/out-n2.txt"
+
+
+@pytest.mark.parametrize(
+    ("age", "poll", "warned"), [("300", 10.0, False), ("12", 4.0, True), ("0", 10.0, False)]
+)
+async def test_a_controller_that_forgets_soon_is_asked_more_often(
+    far: Far, slurm: SlurmScheduler, age: str, poll: float, warned: bool
+) -> None:
+    """The end of a job that is forgotten between two looks is missed; 0 forgets nothing."""
+    far.put("7", "RUNNING")
+    far.shown = f"SLURM_VERSION = 22.05\nMinJobAge = {age} sec\n"
+    access = await slurm.validate(job("7"))
+    assert slurm.poll_seconds == poll
+    assert any("MinJobAge): how it ended can be missed" in warning for warning in access.warnings) is warned

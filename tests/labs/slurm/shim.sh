@@ -1,6 +1,7 @@
 #!/bin/sh
 # Stands before Slurm's own command of the same name on the login's path.
 # lose: a changing command is carried out, then the connection is killed before its answer gets out.
+# delay: the connection is killed, and so many seconds later sbatch is carried out all the same.
 # say.<job>: squeue calls that job's state by the word in the file.
 here=$(dirname "$0")
 name=$(basename "$0")
@@ -12,6 +13,13 @@ cut() { # end the sshd that serves this login: the nearest ancestor of that name
     pid=$(awk '/^PPid/ {print $2}' "/proc/$pid/status")
   done
 }
+if [ "$name" = sbatch ] && [ -e "$here/delay" ]; then
+  seconds=$(cat "$here/delay")
+  rm "$here/delay"
+  cut
+  sleep "$seconds"
+  exec "$real" "$@"
+fi
 case "$name $1" in
 "sbatch "* | "scancel "* | "scontrol requeue"* | "scontrol hold" | "scontrol release")
   if [ -e "$here/lose" ]; then

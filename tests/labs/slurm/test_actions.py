@@ -212,6 +212,34 @@ async def test_a_connection_cut_during_sbatch_leaves_exactly_one_job(
     assert comment.startswith("the owner's words [tg-")
 
 
+async def test_an_sbatch_that_goes_on_for_long_after_the_cut_is_not_repeated(
+    acct: Cluster, losing: tuple[SlurmScheduler, Path]
+) -> None:
+    """The controller is slow, the connection long gone; asked again and again there is one job in the end.
+    The patrol finds it under the name of the job that it came of."""
+    scheduler, lose = losing
+    folder, name = acct.job_folder(), f"slow-{uuid.uuid4().hex[:6]}"
+    script = BASH + "[ -e again ] && exec sleep 300\ntouch again\nexit 3\n"
+    job = acct.job(acct.submit(folder, script, f"--job-name={name}", "--no-requeue"))
+    failed = await until_seen(scheduler, job, is_(Liveness.FAILED), "has failed")
+    action, mark = act(ActionKind.RESTART, failed), fence()
+    lose.with_name("delay").write_text("52")
+    assert (await scheduler.perform(job, action, mark)).status is OutcomeStatus.UNKNOWN
+    for one in (scheduler, acct.scheduler(path=(acct.within(lose.parent),))):
+
+        async def look(one: SlurmScheduler = one) -> Outcome | None:
+            try:
+                outcome = await one.perform(job, action, mark)
+            except UnreachableError:
+                return None
+            return outcome if outcome.status is OutcomeStatus.DONE else None
+
+        await until(look, "the submission is found", 180)
+    jobs = acct.run("sacct", "-X", "-n", "-S", "now-1hour", f"--name={name}", "-o", "JobID").split()
+    assert len(set(jobs)) == 2
+    assert await scheduler.discover(f"name={name}") == [job.ref]
+
+
 async def test_a_running_job_submitted_again_never_runs_twice(acct: Cluster) -> None:
     """The new one waits for the end of the old one."""
     scheduler = acct.scheduler()

@@ -84,6 +84,7 @@ class SlurmScheduler(Scheduler):
         if asked is None:
             raise NotFoundError(f"{job.ref.id!r} is no Slurm job id")
         facts = await Validator(self._client).facts()
+        self.poll_seconds = facts.poll_seconds(type(self).poll_seconds)  # type: ignore[misc]
         seen = (await self._observer.observe([job]))[job.ref]
         if seen.liveness is Liveness.GONE:
             raise NotFoundError(f"{job.ref.id}: {seen.reason}")

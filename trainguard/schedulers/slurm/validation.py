@@ -13,6 +13,8 @@ from trainguard.transports.posix_shell import Command
 
 _PROBE = "trainguard-probe-no-such-node"
 """slurmctld checks the right before the name: with the right this is an unknown node, without it a refusal."""
+_SHORT_AGE = 30
+"""Seconds: three usual looks."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,20 @@ class Facts:
             warnings=tuple(warnings),
         )
 
+    def poll_seconds(self, usual: float) -> float:
+        """How often to look so that no end is missed: the controller forgets an ended job after MinJobAge."""
+        return max(min(usual, self.min_job_age / 3), 1.0) if self.min_job_age else usual
+
     def _warnings(self, seen: Observation) -> list[str]:
         found = []
         if not self.accounting:
             age = "an unknown time" if self.min_job_age is None else f"{self.min_job_age} s (MinJobAge)"
             found.append(f"no accounting: how a job ended is known for {age} only")
+        if self.min_job_age and self.min_job_age < _SHORT_AGE:
+            found.append(
+                f"Slurm forgets an ended job after {self.min_job_age} s (MinJobAge): how it ended can be missed "
+                "where the cluster can't be reached for a moment; ask for 300 s"
+            )
         if seen.stuck:
             found.append(f"stuck: {seen.stuck}")
         return found
