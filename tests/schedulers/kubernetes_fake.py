@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -56,6 +57,14 @@ class FakeKube(Kube):
         own["resourceVersion"] = str(next(self._numbers))
         self.objects[f"{collection}/{own['name']}"] = made
         return made
+
+    async def watch(
+        self, path: str, opened: Callable[[], None], **query: object
+    ) -> AsyncGenerator[Object, None]:
+        """A stream that says nothing more, as one does that was cut without a word."""
+        opened()
+        await asyncio.Event().wait()
+        yield {}
 
     async def _json(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from enum import StrEnum
@@ -37,6 +38,8 @@ KEPT = 500
 STALE_SECONDS = 60.0
 POLLS = 30
 """Polls after which watching is tried again."""
+REFRESH_SECONDS = 10.0
+"""How often at most everything is listed again because somebody needs to know it afresh."""
 RECONNECT_GRACE = 1.0
 """For how long a stream that has just ended may be without a successor and still count as seeing."""
 
@@ -70,6 +73,10 @@ class Informer:
         self.sight = Sight.STARTING
         self.error: SchedulerError | None = None
         self.relists = 0
+        self.heard = 0.0
+        """When (seconds since the epoch) the cluster last said something: what is held was true then. A stream
+        that is cut without a word, or one of a quiet cluster, is silent for a minute and more.
+        """
         self._api, self._changed, self._poll_seconds = api, changed, poll_seconds
         self._keys = index
         self._objects: dict[str, Object] = {}
@@ -81,6 +88,7 @@ class Informer:
         self._settled = asyncio.Event()
         self._ended_at: float | None = None
         self._listed_at = 0.0
+        self._refreshed_at = float("-inf")
         self._resync = RESYNC_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, no secret
         self._polls_left = 0
         self._version = ""
@@ -104,6 +112,18 @@ class Informer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._settled.wait(), timeout)
         return self.seeing
+
+    async def refresh(self, timeout: float) -> None:
+        """List again and wait for it: once for all who ask, and not again and again."""
+        now = asyncio.get_running_loop().time()
+        if now - self._refreshed_at > REFRESH_SECONDS:
+            self._refreshed_at = now
+            self._settled.clear()
+            await self.stop()
+            self._task, self._version = None, ""
+            self.start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), timeout)
 
     @property
     def seeing(self) -> bool:
@@ -186,7 +206,7 @@ class Informer:
         return asyncio.get_running_loop().time() - self._listed_at > self._resync
 
     async def _list(self) -> None:
-        seen, token = dict[str, Object](), ""
+        seen, token, began = dict[str, Object](), "", time.time()
         while True:
             page = await self._api.page(self.kind, self.namespace, PAGE, token)
             for item in page.get("items") or []:
@@ -201,6 +221,7 @@ class Informer:
         for item in seen.values():
             self._keep(item)
         self.relists += 1
+        self.heard = began
         self._listed_at = asyncio.get_running_loop().time()
         self._ended_at = None
         self._see(Sight.POLLING if self._polls_left else Sight.WATCHING)
@@ -220,6 +241,7 @@ class Informer:
         obj = event.get("object") or {}
         version = reading.meta(obj).get("resourceVersion")
         word = event.get("type")
+        self.heard = time.time()
         if word != "BOOKMARK":
             obj["kind"] = self.kind.name
             if word == "DELETED":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from trainguard.core.errors import ConfigError, NotFoundError, SchedulerError
@@ -27,6 +27,9 @@ FIRST_LOOK_SECONDS = 15.0
 """How long a first look may wait for its list."""
 BLINK_SECONDS = 0.5
 """How long a look waits for a stream that is being opened again."""
+FRESH_SECONDS = 5.0
+"""Older news decide nothing that the mere passing of time would decide: see `ClusterSight._said`."""
+REFRESH_PATIENCE = 5.0
 RECREATE_SECONDS = 120.0
 """For how long a job that a guard deleted counts as being made again."""
 REUSE_SECONDS = 1.0
@@ -158,22 +161,47 @@ class ClusterSight:
         informer, pods = self.informer(name.kind, name.namespace), self.informer(KINDS["Pod"], name.namespace)
         if informer.sight is Sight.FORBIDDEN:
             return await self._by_name(ref, name, informer)
-        if informer.sight is Sight.ABSENT or not informer.seeing:
-            return self._unknown(ref, str(informer.error or "the watch is being opened again"))
-        obj = informer.get(name.namespace, name.name)
-        if obj is None:
-            return self._missing(ref, name, informer)
-        if not pods.seeing and pods.sight is not Sight.FORBIDDEN:
-            return self._unknown(ref, f"pods: {pods.error or 'the watch is being opened again'}")
-        return self._said(ref, name, obj, f"{informer.sight}")
+        for _ in range(2):
+            if informer.sight is Sight.ABSENT or not informer.seeing:
+                return self._unknown(ref, str(informer.error or "the watch is being opened again"))
+            obj = informer.get(name.namespace, name.name)
+            if obj is None:
+                return self._missing(ref, name, informer)
+            if not pods.seeing and pods.sight is not Sight.FORBIDDEN:
+                return self._unknown(ref, f"pods: {pods.error or 'the watch is being opened again'}")
+            said = self._said(ref, name, obj, str(informer.sight))
+            if said is not None:
+                return said
+            await asyncio.gather(*(one.refresh(REFRESH_PATIENCE) for one in self._sources(name)))
+        return self._silent(ref, name)
 
-    def _said(self, ref: JobRef, name: JobName, obj: Object, source: str) -> Observation:
+    def _sources(self, name: JobName) -> list[Informer]:
+        """Give the informers that a reading of a job rests on and that see."""
+        kinds = [(name.kind, name.namespace), (KINDS["Pod"], name.namespace), (NODE, "")]
+        if name.kind.name == "CronJob":
+            kinds.append((KINDS["Job"], name.namespace))
+        return [one for one in (self.informer(*kind) for kind in kinds) if one.seeing]
+
+    def _silent(self, ref: JobRef, name: JobName) -> Observation:
+        heard = min((one.heard for one in self._sources(name)), default=0.0)
+        return self._unknown(ref, f"the cluster has said nothing for {time.time() - heard:.0f} s")
+
+    def _said(self, ref: JobRef, name: JobName, obj: Object, source: str) -> Observation | None:
+        """Read a job. None where the verdict is another than when the cluster was last heard, though all that
+        has happened since is that time has passed: then it must be asked first.
+        """
         obj = self._speaker(name, obj)
         scene = self.scene(obj)
         kept = self._read.get(ref)
         if kept is not None and kept.still(obj, scene):
             return kept.observation.model_copy(update={"at": scene.now})
-        made = self._observation(ref, name, obj, read_job(obj, scene), source)
+        told = read_job(obj, scene)
+        heard = min((one.heard for one in self._sources(name)), default=scene.now)
+        if scene.now - heard > FRESH_SECONDS:
+            then = read_job(obj, replace(scene, now=heard))
+            if _verdict(then) != _verdict(told):
+                return None
+        made = self._observation(ref, name, obj, told, source, scene.pods or ())
         self._read[ref] = _Kept(obj, scene, made)
         self._last[ref] = (reading.uid(obj), made)
         self._last.move_to_end(ref)
@@ -215,7 +243,7 @@ class ClusterSight:
             told = replace(
                 told, liveness=Liveness.STOPPED, native="Deleted", restart_underway=False, stuck=""
             )
-        return self._observation(ref, name, gone, told, str(informer.sight))
+        return self._observation(ref, name, gone, told, str(informer.sight), ())
 
     def _recreating(self, ref: JobRef) -> Observation:
         return Observation(
@@ -234,7 +262,7 @@ class ClusterSight:
             return last
         try:
             obj = await self._api.get(name.kind, name.namespace, name.name)
-            made = self._said(ref, name, obj, "get")
+            made = self._said(ref, name, obj, "get") or self._silent(ref, name)
         except NotFoundError:
             if self.being_remade(name.id):
                 return self._recreating(ref)
@@ -252,7 +280,7 @@ class ClusterSight:
         )
 
     def _observation(
-        self, ref: JobRef, name: JobName, obj: Object, told: Reading, source: str
+        self, ref: JobRef, name: JobName, obj: Object, told: Reading, source: str, pods: Sequence[Object]
     ) -> Observation:
         kind = KINDS.get(str(obj.get("kind")), name.kind)
         native_id = f"{str(obj.get('kind')).lower()}/{reading.name(obj)} -n {name.namespace}"
@@ -272,6 +300,10 @@ class ClusterSight:
             restart_underway=told.restart_underway,
             stuck=told.stuck,
             warning=told.warning[:2000],
-            memory_limit=memory_limit(kind, obj, self.scene(obj).pods or ()),
+            memory_limit=memory_limit(kind, obj, pods),
             time_limit=time_limit(kind, obj),
         )
+
+
+def _verdict(told: Reading) -> tuple[Liveness, bool, bool]:
+    return told.liveness, bool(told.stuck), told.restart_underway
