@@ -10,7 +10,7 @@ from tests.schedulers.slurm_far import Far, act, fence, job
 from trainguard.core.action import ActionKind, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
 from trainguard.core.job import CheckpointSpec, Job, Resume, ResumeBy
-from trainguard.core.observation import Observation
+from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm import SlurmScheduler, finding
 from trainguard.transports.posix_shell import Result
 
@@ -290,3 +290,39 @@ async def test_a_comment_without_room_for_a_mark_is_refused_before_slurm_refuses
     far.put("7", "FAILED", Requeue="0", Comment="x" * 990)
     with pytest.raises(RefusedError, match="no room for a mark"):
         await slurm.perform(job("7"), act(await look(slurm)), fence())
+
+
+async def test_a_job_that_is_held_half_way_is_still_what_the_action_was_meant_for(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """A guard that comes back looks whether its action is stale; the owner's own requeue makes it that."""
+    far.put("7", "FAILED", TimeLimit="10:00", EndTime="1700000100")
+    far.nodes = [("n1", "idle", "")]
+    far.shown = "PartitionName=gpu MaxTime=UNLIMITED"
+    action = act(await look(slurm), ActionKind.EXTEND_TIME_LIMIT)
+    far.lose = "update JobId=7 TimeLimit"
+    assert (await slurm.perform(job("7"), action, fence())).status is OutcomeStatus.UNKNOWN
+    far.lose = ""
+    back = SlurmScheduler("c", shell=far)
+    seen = await look(back)
+    assert (seen.liveness, seen.incarnation) == (Liveness.PENDING, action.incarnation)
+    outcome = await back.perform(job("7"), action, fence())
+    assert (outcome.status, far.queue["7"]["Reason"]) == (OutcomeStatus.DONE, "Resources")
+    assert outcome.incarnation is not None
+    assert outcome.incarnation.token != action.incarnation.token
+    far.queue["7"] |= {"Reason": "job requeued in held state", "RestartCnt": "2", "SubmitTime": "1700001500"}
+    again = await look(back)
+    assert again.incarnation is not None
+    assert again.incarnation.token == "7+1700001500+2"
+
+
+async def test_a_job_is_not_submitted_again_from_less_than_silent_accounting_knows(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """Its options and environment are there, only not told at this moment."""
+    far.put("7", "FAILED", Requeue="0")
+    action = act(await look(slurm))
+    far.sacct_silent = True
+    with pytest.raises(UnreachableError, match="accounting"):
+        await slurm.perform(job("7"), action, fence())
+    assert far.done == []

@@ -15,14 +15,14 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm.changes import Changes, changes_for
 from trainguard.schedulers.slurm.client import SlurmClient, check, silent, slurm
 from trainguard.schedulers.slurm.detail import Detail, controller_details, stored
-from trainguard.schedulers.slurm.finding import Begun, Finder, requeued_and_held
+from trainguard.schedulers.slurm.finding import Begun, Finder
 from trainguard.schedulers.slurm.ids import JobId, is_node_name, job_id
 from trainguard.schedulers.slurm.jobs import attempt, incarnation
 from trainguard.schedulers.slurm.journal import TAKEN, WITHIN, Journal
 from trainguard.schedulers.slurm.marks import FENCE, LONGEST, Mark, marked
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import STATES, held, plain
+from trainguard.schedulers.slurm.states import STATES, held, plain, requeued_and_held
 from trainguard.schedulers.slurm.submit import submission
 from trainguard.transports.posix_shell import AnswerLostError, Command, Result
 

@@ -76,11 +76,15 @@ def _is_script(answer: Result) -> bool:
 async def stored(client: SlurmClient, detail: Detail) -> Detail:
     """Add what accounting stores: submit line, working directory, script and environment.
 
-    Accounting runs up to 5 s behind; a job that it does not know yet is asked for again.
+    Accounting runs up to 5 s behind; a job that it does not know yet is asked for again. Raises
+    UnreachableError where it is silent, not where there is none.
     """
     columns = ("WorkDir", "Name", "SubmitLine")
     for attempt in range(4):
         line, script, environment, version = await client.run(_stored_queries(detail.id.asked))
+        for answer in (line, script, environment):
+            if silent(answer):
+                raise UnreachableError(f"accounting does not answer: {answer.problem}")
         rows = parse.sacct_rows(line.text, columns) if line.code == 0 else []
         if line.code != 0 or any(row["SubmitLine"].strip() for row in rows):
             break

@@ -18,7 +18,7 @@ from trainguard.schedulers.slurm.journal import Journal, Note, note
 from trainguard.schedulers.slurm.marks import FENCE, Mark, mark_of
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import STATES, held, plain
+from trainguard.schedulers.slurm.states import STATES, held, requeued_and_held
 from trainguard.transports.posix_shell import KILL_AFTER, new_mark
 
 SETTLED = 20.0
@@ -98,14 +98,14 @@ class Finder:
             ):
                 return _done(fence, f"cancelled {asked}")
             return self._take_up(fence, mark, written)
+        if any(requeued_and_held(record) for record, _ in marked):
+            self.half_way[fence.token] = Begun(mark)
+            return None
         moved = token(asked, records) != mark.token or any(record.requeueing for record in records)
         if not moved:
             if all(_let_go(record, written) for record, _ in marked):
                 return _done(fence, f"{mark.kind}: {asked} was let go", incarnation(job.ref, asked, records))
             return self._take_up(fence, mark, written)
-        if any(requeued_and_held(record) for record, _ in marked):
-            self.half_way[fence.token] = Begun(mark)
-            return None
         return _done(fence, f"{mark.kind}: {asked} came of it", incarnation(job.ref, asked, records))
 
     async def _elsewhere(
@@ -205,13 +205,6 @@ def _let_go(record: Record, written: Note | None) -> bool:
         return True
     started = record.start or 0
     return STATES.get(record.state) is Liveness.RUNNING and (written is None or started >= written.at - _SKEW)
-
-
-def requeued_and_held(record: Record) -> bool:
-    """Whether it stands in the middle of being requeued with changes."""
-    return plain(record.reason).startswith("job requeued in held state") and (
-        held(record) or record.state == "COMPLETING"
-    )
 
 
 def _done(fence: Fence, detail: str, made: Incarnation | None = None) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ from trainguard.schedulers.slurm.ids import JobId, job_id
 from trainguard.schedulers.slurm.jobs import belonging, incarnation, token, whole
 from trainguard.schedulers.slurm.marks import marks
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import STATES, Settings, read
+from trainguard.schedulers.slurm.states import STATES, Settings, read, requeued_and_held
 
 _SEEK_AGAIN = 30.0
 """Seconds between two looks for a newer submission of a job that stays ended: another process may have made one."""
 _LIVE = {Liveness.PENDING, Liveness.RUNNING, Liveness.UNKNOWN}
+_TOKEN = re.compile(r"(?P<id>\d+(?:_\d+)?)\+(?P<submit>\d+)\+(?P<restarts>\d+)")
 Run = tuple[str, tuple[str, ...]]
 """An incarnation's token and its nodes."""
 
@@ -125,7 +127,7 @@ class Observer:
         before = self._memory.get(ref, _Memory()).records
         if not found or any(_reused(before.get(record.id), record) for record in found):
             return []
-        found = [_same_incarnation(before.get(record.id), record) for record in found]
+        found = [_half_way(_same_incarnation(before.get(record.id), record)) for record in found]
         have = {record.id for record in found}
         return found + [old for name, old in before.items() if name not in have and _over(old)]
 
@@ -293,6 +295,18 @@ def _same_incarnation(old: Record | None, new: Record) -> Record:
     if (new.restarts or 0) <= (old.restarts or 0) and not old.requeueing:
         return new
     return replace(new, restarts=old.restarts, requeueing=True)
+
+
+def _half_way(record: Record) -> Record:
+    """A job that a restart has requeued and still holds, to change it first, is not yet the next incarnation:
+    the action is meant for the old one, and whoever takes it up must find that one current."""
+    if not requeued_and_held(record) or STATES.get(record.state) is not Liveness.PENDING:
+        return record
+    found = marks(record.comment)
+    match = _TOKEN.fullmatch(found[-1].token) if found else None
+    if match is None or match["id"] != str(record.id) or int(match["restarts"]) + 1 != record.restarts:
+        return record
+    return replace(record, submit=int(match["submit"]), restarts=int(match["restarts"]))
 
 
 def _same(told: Sequence[Record], memory: _Memory) -> bool:

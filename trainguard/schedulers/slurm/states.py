@@ -112,6 +112,13 @@ def held(record: Record) -> bool:
     ).startswith(_HELD)
 
 
+def requeued_and_held(record: Record) -> bool:
+    """Whether it stands in the middle of being requeued with changes."""
+    return plain(record.reason).startswith("job requeued in held state") and (
+        held(record) or record.state == "COMPLETING"
+    )
+
+
 def read(record: Record, now: float, settings: Settings, pending_deadline: float = 0.0) -> Reading:
     """Understand one record at the cluster's time `now`."""
     liveness = STATES.get(record.state, Liveness.UNKNOWN)
