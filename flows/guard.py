@@ -24,6 +24,7 @@ from trainguard.core.errors import (
     LeaseLostError,
     LedgerUnavailableError,
     NotFoundError,
+    SchedulerError,
     UnreachableError,
 )
 from trainguard.core.job import Job
@@ -114,7 +115,10 @@ async def _stand_guard(
         except LedgerUnavailableError as problem:
             # As after a crash: what is on record is gone on with. No clock runs out meanwhile.
             logger.warning("the ledger can't be used: %s", problem)
-            await asyncio.sleep(RETRY_SECONDS)
+        except (SchedulerError, ConfigError):
+            # Access was proven when duty began: what a cluster says now is about the moment, not about the guard.
+            logger.exception("the guard goes on after an error that nobody expected")
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _watch(

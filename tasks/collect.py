@@ -62,7 +62,11 @@ def by_signals(incident: Incident, diagnosis: Diagnosis) -> Diagnosis:
 @task(name="look at checkpoints", cache_policy=NO_CACHE, persist_result=False)
 async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
     """Ask the checkpoint gate what a restart could resume from; None where nothing could be learnt."""
-    context = current_guard()
+    return await checkpoints_now(current_guard())
+
+
+async def checkpoints_now(context: GuardContext) -> tuple[Checkpoint, ...] | None:
+    """The same, without a task run. Whatever is wrong with the cluster or its answer, it is told and not raised."""
     try:
         return await answered(context.scheduler.checkpoints(context.job), COLLECT_SECONDS)
     except SchedulerError as problem:
@@ -72,10 +76,7 @@ async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
 
 async def _gate_evidence(context: GuardContext) -> list[Evidence]:
     """What the checkpoint gate says of bad checkpoints, in a form that rules can read."""
-    try:
-        found = await answered(context.scheduler.checkpoints(context.job), COLLECT_SECONDS) or ()
-    except SchedulerError:
-        return []
+    found = await checkpoints_now(context) or ()
     lines = [
         f"trainguard checkpoint gate: bad checkpoint {c.path}: {c.problem}" for c in found if c.good is False
     ]

@@ -10,9 +10,10 @@ from trainguard.core.decision import Plan
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal, SignalKind
-from trainguard.tasks.check import read_new_log
+from trainguard.tasks.collect import checkpoints_now
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
+from trainguard.tasks.log_reading import read_new_log
 from trainguard.tasks.tell import tell_signals
 
 ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
@@ -139,11 +140,9 @@ def _failed_at(context: GuardContext, signals: Sequence[Signal]) -> float:
 
 
 async def _step_reached(context: GuardContext) -> int | None:
-    """The furthest step, from the log or from the newest good checkpoint."""
-    progress = context.reading.progress
-    steps = [context.reading.best_step, progress.step if progress else None]
-    known = [step for step in steps if step is not None]
+    """The furthest step, from the log and the heartbeat, else from the newest good checkpoint."""
+    known = [step for step in (context.reading.best_step, context.step) if step is not None]
     if known:
         return max(known)
-    checkpoint = newest_good(await context.scheduler.checkpoints(context.job))
+    checkpoint = newest_good(await checkpoints_now(context))
     return checkpoint.step if checkpoint else None

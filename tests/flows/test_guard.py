@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,16 +17,19 @@ from prefect.states import Cancelling
 from tests.flows.simulation import QuickScheduler, Simulation, until
 from trainguard.core.action import ActionKind
 from trainguard.core.decision import Answer
+from trainguard.core.errors import AccessRefusedError
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import LogBatch
 from trainguard.core.policy import Allow, Policy, Preset
 from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import FaultClass
 from trainguard.flows import guard as guard_module
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks.check import check_job
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.incidents import open_incident
-from trainguard.testing.simulated import Fault, FaultKind
+from trainguard.testing.simulated import Fault, FaultKind, SimulatedScheduler
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
 
@@ -359,6 +363,26 @@ async def _incidents(simulation: Simulation) -> list[Incident] | None:
     return await simulation.incidents() or None
 
 
+async def test_a_log_that_hangs_holds_up_no_detection(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    reading, hung = SimulatedScheduler.logs, asyncio.Event()
+
+    async def hanging(self: SimulatedScheduler, job: Job, cursor: str, limit: int) -> LogBatch:
+        if simulation.native.run.ended is not None and simulation.starts == 1:
+            hung.set()
+            await asyncio.Event().wait()
+        return await reading(self, job, cursor, limit)
+
+    monkeypatch.setattr(SimulatedScheduler, "logs", hanging)
+    guarding = simulation.guard(Policy(preset=Preset.OBSERVE))
+    await asyncio.wait_for(hung.wait(), 60)
+    began = time.monotonic()
+    await until(lambda: _incidents(simulation), "the incident")
+    assert time.monotonic() - began < 60, "a read may take two minutes"
+    guarding.cancel()
+    await asyncio.gather(guarding, return_exceptions=True)
+
+
 async def test_a_long_guard_hands_over_with_nothing_lost() -> None:
     simulation = Simulation(total=10**6)
     state = await simulation.guard(checks_a_run=2)
@@ -375,6 +399,34 @@ async def test_an_unknown_job_is_said_to_be_unknown() -> None:
     state = await simulation.guard()
     assert state.name == "CredentialError"
     assert "no job" in state.message
+
+
+async def test_checkpoints_that_may_not_be_read_at_the_failure_end_no_guard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refused(self: QuickScheduler, job: Job) -> None:
+        raise AccessRefusedError("not you")
+
+    monkeypatch.setattr(QuickScheduler, "checkpoints", refused)
+    simulation = Simulation(Fault(FaultKind.NCCL, 95), print_steps=False)
+    state = await simulation.guard()
+    assert state.name == "Completed"
+    assert "before its first step" in state.message
+
+
+async def test_an_error_of_the_cluster_that_nobody_expected_ends_no_guard_on_duty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = itertools.count()
+
+    async def refused_once(context: GuardContext) -> Any:
+        if next(calls) == 0:
+            raise AccessRefusedError("not you")
+        return await check_job(context)
+
+    monkeypatch.setattr(guard_module, "check_job", refused_once)
+    state = await Simulation(total=100).guard()
+    assert (state.name, state.message) == ("Completed", "succeeded")
 
 
 async def test_a_job_given_by_its_id_alone_is_on_the_cluster_that_is_given_with_it() -> None:
