@@ -46,6 +46,8 @@ class Far:
         """Before a command that begins so the connection is cut for good."""
         self.during: Callable[[], None] = lambda: None
         """What happens while squeue is asked."""
+        self.ending = False
+        """Whether the processes of what is requeued go on for now."""
         self.born = 900
         self.read: list[str] = []
         """Files that were read."""
@@ -189,7 +191,10 @@ class Far:
             reason = "BeginTime" if verb == "requeue" else "job requeued in held state"
             count = int(row["RestartCnt"] or 0) + 1
             row |= {"State": "PENDING", "RestartCnt": str(count), "Reason": reason, "NodeList": ""}
-            row["SubmitTime"] = f"{self.clock:.0f}"
+            if self.ending:
+                row |= {"State": "COMPLETING", "EndTime": f"{self.clock:.0f}"}
+            else:
+                row["SubmitTime"] = f"{self.clock:.0f}"
         elif verb == "scancel":
             row |= {"State": "CANCELLED"}
         else:

@@ -326,3 +326,25 @@ async def test_a_job_is_not_submitted_again_from_less_than_silent_accounting_kno
     with pytest.raises(UnreachableError, match="accounting"):
         await slurm.perform(job("7"), action, fence())
     assert far.done == []
+
+
+async def test_a_job_whose_old_processes_end_late_is_let_go_and_not_left_held(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """What became of it is told once they have ended, or once it is known that they will not."""
+    far.put("7", "RUNNING", TimeLimit="10:00")
+    far.nodes = [("n1", "idle", "")]
+    far.shown = "PartitionName=gpu MaxTime=UNLIMITED"
+    action = act(await look(slurm), ActionKind.EXTEND_TIME_LIMIT)
+    far.ending = True
+    slurm._actor._patience = 0
+    assert (await slurm.perform(job("7"), action, fence())).status is OutcomeStatus.UNKNOWN
+    for one in (slurm, SlurmScheduler("c", shell=far)):
+        with pytest.raises(UnreachableError, match="still end"):
+            await one.find(job("7"), fence())
+    far.clock += 400
+    assert await slurm.find(job("7"), fence()) is None
+    far.queue["7"] |= {"State": "PENDING", "SubmitTime": f"{far.clock:.0f}"}
+    assert (await look(slurm)).incarnation == action.incarnation
+    assert (await slurm.perform(job("7"), action, fence())).status is OutcomeStatus.DONE
+    assert far.queue["7"]["Reason"] == "Resources"

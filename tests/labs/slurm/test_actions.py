@@ -240,14 +240,17 @@ async def test_an_sbatch_that_goes_on_for_long_after_the_cut_is_not_repeated(
     assert await scheduler.discover(f"name={name}") == [job.ref]
 
 
-async def test_a_running_job_submitted_again_never_runs_twice(acct: Cluster) -> None:
+@pytest.mark.parametrize("way", ["told its checkpoint", "not to be requeued"])
+async def test_a_running_job_submitted_again_never_runs_twice(acct: Cluster, way: str) -> None:
     """The new one waits for the end of the old one."""
     scheduler = acct.scheduler()
     folder = acct.job_folder()
     script = BASH + "trap 'sleep 1; exit 1' TERM\necho $$ >>runs\nwhile :; do sleep 0.2; done\n"
-    job = acct.job(acct.submit(folder, script), folder, Resume(by=ResumeBy.ENVIRONMENT, name="FROM"))
+    told = way == "told its checkpoint"
+    resume = Resume(by=ResumeBy.ENVIRONMENT, name="FROM") if told else None
+    job = acct.job(acct.submit(folder, script, *([] if told else ["--no-requeue"])), folder, resume)
     seen = await until_seen(scheduler, job, is_(Liveness.RUNNING), "runs")
-    await restart(scheduler, job, act(ActionKind.RESTART, seen, checkpoint="x"))
+    await restart(scheduler, job, act(ActionKind.RESTART, seen, checkpoint="x" if told else ""))
     most = 0
 
     async def look() -> bool | None:
@@ -281,6 +284,7 @@ async def test_a_requeue_that_stopped_half_way_is_taken_up(bare: Cluster) -> Non
     with pytest.raises(RefusedError):
         await scheduler.perform(job, act(ActionKind.RESTART, failed), fence())
     twin = bare.scheduler()
+    assert (await twin.observe([job]))[job.ref].incarnation == failed.incarnation
     assert await twin.find(job, mark) is None
     assert (await twin.perform(job, action, mark)).status is OutcomeStatus.DONE
     again = await until_seen(twin, job, lambda one: one.liveness.terminal, "ran again")

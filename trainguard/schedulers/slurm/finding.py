@@ -76,6 +76,11 @@ class Finder:
             return _done(fence, f"drained: {', '.join(drained)}")
         written = note(noted, fence.token)
         marked = [(record, found) for record in records if (found := mark_of(record.comment, fence.token))]
+        ending = any(requeued_and_held(record) and record.state == "COMPLETING" for record in records)
+        if ending and (marked or written is not None) and not seen.stuck:
+            raise UnreachableError(
+                f"{fence.token}: {asked} is requeued, but its old processes still end", 10.0
+            )
         if marked:
             return self._by_marks(job, fence, asked, records, marked, written)
         return await self._elsewhere(job, fence, asked, records, seen, written)
