@@ -36,7 +36,7 @@ async def show_incident_report(incident_id: str) -> None:
     if known is None:
         context.not_shown.discard(incident_id)
         return
-    progress = context.reading.progress
+    progress = context.progress
     known = known.model_copy(update={"step_seconds": progress.step_seconds if progress else None})
     key, page = f"incident-{incident_id}", context.pages.get(incident_id, "")
     shown = await show_page(key, incident_report(known), page, f"incident of {context.job.name}")
@@ -68,6 +68,7 @@ async def show_guard_page(context: GuardContext) -> None:
         job=context.job,
         status=context.status,
         line=line_of(context),
+        progress=context.progress,
         reading=context.reading,
         incidents=tuple(incidents),
         plot=progress_plot(context.reading, incidents),
@@ -88,7 +89,7 @@ def line_of(context: GuardContext) -> str:
         at=context.clock(),
         status=context.status,
         attempt=seen.incarnation.attempt if seen and seen.incarnation else None,
-        progress=context.reading.progress,
+        progress=context.progress,
         utilisation=seen.utilisation if seen else None,
         fix=seen.fix if seen else "",
         run=context.reading.links[-1].run_id if context.reading.links else context.job.name,

@@ -84,7 +84,7 @@ async def _recoveries(context: GuardContext) -> str:
 
 
 def _early(context: GuardContext) -> str:
-    floor, progress = context.job.watching.auto_stop_min_steps, context.reading.progress
-    if not floor or progress is None or progress.step >= floor:
+    floor, step = context.job.watching.auto_stop_min_steps, context.step
+    if not floor or step is None or step >= floor:
         return ""
-    return f"; an early stop at step {progress.step}, below auto_stop_min_steps = {floor}: was that wanted?"
+    return f"; an early stop at step {step}, below auto_stop_min_steps = {floor}: was that wanted?"

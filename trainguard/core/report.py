@@ -12,6 +12,7 @@ from trainguard.core.incident import Incident
 from trainguard.core.job import Job
 from trainguard.core.message_formats import fence, markdown_escape
 from trainguard.core.messages import moment, span
+from trainguard.core.observation import Progress
 from trainguard.core.progress import Reading
 from trainguard.core.sizes import format_size
 from trainguard.core.verdict import Diagnosis, Finding
@@ -68,6 +69,7 @@ class GuardView(Fact):
     job: Job
     status: str
     line: str
+    progress: Progress | None = None
     reading: Reading
     incidents: tuple[Incident, ...] = ()
     plot: str = ""
@@ -75,7 +77,7 @@ class GuardView(Fact):
 
 def guard_page(view: GuardView) -> str:
     """Give the guard's page: state, status line, progress and loss, incidents, links."""
-    progress = view.reading.progress
+    progress = view.progress
     parts = [
         f"# {markdown_escape(view.job.name)}: {view.status}",
         fence(view.line),
