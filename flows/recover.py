@@ -122,6 +122,8 @@ async def _act(incident: Incident) -> Incident:
                 IncidentState.VERIFYING, acted_at=outcome.at, checkpoint_step=step.action.checkpoint_step
             )
     failed = [outcome for outcome in outcomes if outcome.status is not OutcomeStatus.DONE]
+    if outcomes and not failed and not any(step.action.kind.restarts for step in plan.steps):
+        return incident.advanced(IncidentState.VERIFYING, acted_at=outcomes[-1].at)
     moved_on = next((outcome.detail for outcome in failed if outcome.stale), "")
     if moved_on:
         return _closed(incident, IncidentState.DISMISSED, moved_on)

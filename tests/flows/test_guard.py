@@ -15,7 +15,7 @@ from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling
 
 from tests.flows.simulation import QuickScheduler, Simulation, until
-from trainguard.core.action import ActionKind
+from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.decision import Answer
 from trainguard.core.errors import AccessRefusedError
 from trainguard.core.incident import Incident, IncidentState
@@ -23,9 +23,11 @@ from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import LogBatch
 from trainguard.core.policy import Allow, Policy, Preset
 from trainguard.core.signal import Signal, SignalKind
-from trainguard.core.verdict import FaultClass
+from trainguard.core.signal_meaning import meaning_of
+from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.flows import guard as guard_module
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks import collect
 from trainguard.tasks.check import check_job
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.incidents import open_incident
@@ -151,6 +153,43 @@ async def test_a_live_job_that_one_source_calls_lost_waits_for_a_person() -> Non
 async def _recovered(simulation: Simulation) -> bool | None:
     incidents = await simulation.incidents()
     return (incidents and incidents[-1].state is IncidentState.RECOVERED) or None
+
+
+async def test_a_job_without_readable_steps_is_known_to_go_on_by_its_checkpoints(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainguard.tasks.verify.CHECKPOINT_SECONDS", 0.3)
+    simulation = Simulation(Fault(FaultKind.NCCL, 95), total=10**6, print_steps=False)
+    guarding = simulation.guard()
+    await until(lambda: _recovered(simulation), "recovery")
+    assert "a checkpoint of step" in (await simulation.incidents())[0].outcome
+    simulation.cluster.stop("job")
+    await guarding
+
+
+async def test_a_stuck_job_that_is_released_has_recovered_once_it_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def release(self: QuickScheduler, job: Job, action: Action, fence: Fence) -> Outcome:
+        simulation.native.run.began = simulation.cluster.clock()
+        return Outcome(fence=fence.token, status=OutcomeStatus.DONE, at=simulation.cluster.clock())
+
+    def held(incident: Incident) -> Diagnosis:
+        found = meaning_of(incident)
+        assert found is not None
+        return found.model_copy(update={"actions": (ActionKind.RELEASE,)})
+
+    monkeypatch.setattr(QuickScheduler, "supports", QuickScheduler.supports | {ActionKind.RELEASE})
+    monkeypatch.setattr(QuickScheduler, "_perform", release)
+    monkeypatch.setattr(collect, "meaning_of", held)
+    simulation = Simulation(total=10**6, queue_seconds=10**6)
+    watching = simulation.job.watching.model_copy(update={"pending_deadline": 1.0})
+    simulation.job = simulation.job.model_copy(update={"watching": watching})
+    guarding = simulation.guard()
+    await until(lambda: _recovered(simulation), "recovery")
+    assert simulation.starts == 1
+    simulation.cluster.stop("job")
+    assert (await guarding).message.endswith("recovered 1 time")
 
 
 async def test_a_question_is_answered_in_the_ui_form() -> None:
