@@ -155,6 +155,16 @@ def test_the_same_error_after_a_fix_without_progress_stops(
     assert only(plan(situation(history=history))).verdict is verdict
 
 
+def test_the_same_error_after_a_fix_stops_for_a_live_job_with_one_source_too() -> None:
+    known = situation(
+        observation__liveness=Liveness.RUNNING,
+        incident__signals=(signal(SignalKind.NUMERICAL, "log"),),
+        history=(record(),),
+    )
+    step = only(plan(known))
+    assert step.verdict is REFUSED and "same error came back" in step.basis
+
+
 def test_flapping_asks_a_person_whatever_the_causes() -> None:
     history = tuple(record(fingerprint=f"f{i}", step_reached=500) for i in range(6))
     step = only(plan(situation(history=history)))

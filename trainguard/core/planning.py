@@ -250,13 +250,14 @@ def finds_its_own_checkpoint(job: Job) -> bool:
 
 
 def _decide(situation: Situation, action: Action) -> Decision:
-    for check in (_possible, _safe, _within_budget, _automatics, _whitelist):
-        verdict, basis, would_allow = check(situation, action) or (None, "", "")
-        if verdict is not None:
-            return Decision(
-                action=action, verdict=verdict, basis=basis, would_allow=would_allow, at=situation.now
-            )
-    raise AssertionError("the whitelist always answers")
+    """Let every check speak: the strictest counts, of equally strict ones the first. The whitelist always speaks."""
+    checks = (_possible, _safe, _within_budget, _automatics, _whitelist)
+    said = [answer for check in checks if (answer := check(situation, action)) is not None]
+    verdict, basis, would_allow = min(said, key=lambda answer: _STRICTNESS.index(answer[0]))
+    return Decision(action=action, verdict=verdict, basis=basis, would_allow=would_allow, at=situation.now)
+
+
+_STRICTNESS = (Verdict.REFUSE, Verdict.ASK, Verdict.RUN)
 
 
 _Said = tuple[Verdict, str, str] | None
