@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from trainguard.core.action import Outcome, OutcomeStatus
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident, IncidentState
-from trainguard.tasks.act import act_all
+from trainguard.tasks.act import act_all, step_used
 from trainguard.tasks.ask import (
     as_approved,
     earlier_answer,
@@ -118,9 +118,8 @@ async def _act(incident: Incident) -> Incident:
     outcomes = await act_all(incident, plan)
     for step, outcome in zip(plan.steps, outcomes, strict=False):
         if step.action.kind.restarts and outcome.status is OutcomeStatus.DONE:
-            return incident.advanced(
-                IncidentState.VERIFYING, acted_at=outcome.at, checkpoint_step=step.action.checkpoint_step
-            )
+            used = await step_used(step.action, outcome.at)
+            return incident.advanced(IncidentState.VERIFYING, acted_at=outcome.at, checkpoint_step=used)
     failed = [outcome for outcome in outcomes if outcome.status is not OutcomeStatus.DONE]
     if outcomes and not failed and not any(step.action.kind.restarts for step in plan.steps):
         return incident.advanced(IncidentState.VERIFYING, acted_at=outcomes[-1].at)

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
+from trainguard.core.checkpoint import newest_good
 from trainguard.core.decision import Intent, Plan
 from trainguard.core.errors import (
     AccessRefusedError,
@@ -20,6 +21,7 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.core.planning import finds_its_own_checkpoint, stale
 from trainguard.schedulers.sharing import answered
 from trainguard.tasks.check import take_in
+from trainguard.tasks.collect import checkpoints_now
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.incidents import note_signals
@@ -170,6 +172,19 @@ def _needed(kind: ActionKind, context: GuardContext) -> bool:
     if kind is ActionKind.SET_ASIDE_CHECKPOINT:
         return finds_its_own_checkpoint(context.job)
     return kind.restarts or kind is ActionKind.RUN_RECOVERY_SCRIPT
+
+
+async def step_used(action: Action, at: float) -> int | None:
+    """Give the step from which a restart at `at` resumed: the one it was told, else the newest that was there.
+
+    A job that lived until it was restarted may have written checkpoints after the plan was made.
+    """
+    context = current_guard()
+    if not finds_its_own_checkpoint(context.job):
+        return action.checkpoint_step
+    found = await checkpoints_now(context) or ()
+    newest = newest_good(tuple(one for one in found if one.at is None or one.at <= at))
+    return action.checkpoint_step if newest is None else newest.step
 
 
 async def act_all(incident: Incident, plan: Plan) -> list[Outcome]:

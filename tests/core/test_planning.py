@@ -240,6 +240,24 @@ def test_a_bad_newest_checkpoint_is_set_aside_before_a_training_that_looks_for_i
     assert plan(situation(job=job, checkpoints=(bad, *GOOD), policy=not_allowed)).verdict is ASKS
 
 
+def test_an_earlier_checkpoint_is_no_plan_for_a_training_that_takes_its_newest_by_itself() -> None:
+    spec = CheckpointSpec(directory="/c", resume=Resume(by=ResumeBy.NOTHING))
+    numerical: dict[str, Any] = {
+        "job": Job(ref=REF, name="j", checkpoints=spec),
+        "diagnosis__fault": FaultClass.NUMERICAL,
+        "diagnosis__actions": (ActionKind.RESTART_FROM_EARLIER_CHECKPOINT,),
+    }
+    step = only(plan(situation(**numerical)))
+    assert step.verdict is REFUSED
+    assert "finds its newest checkpoint by itself" in step.basis and "checkpoints.resume" in step.would_allow
+    told = spec.model_copy(update={"resume": Resume(by=ResumeBy.ARGUMENT, name="--resume")})
+    step = only(plan(situation(**{**numerical, "job": Job(ref=REF, name="j", checkpoints=told)})))
+    assert (step.verdict, step.action.checkpoint_step) == (RUNS, 80)
+    corrupt = {**numerical, "diagnosis__fault": FaultClass.CHECKPOINT_CORRUPTION}
+    step = only(plan(situation(**corrupt)))
+    assert (step.verdict, step.action.checkpoint_step) == (RUNS, 90)
+
+
 @pytest.mark.parametrize(
     ("seen", "why"),
     [

@@ -273,7 +273,23 @@ def _possible(situation: Situation, action: Action) -> _Said:
         return Verdict.REFUSE, f"no right to: {why}", why
     if _names_nodes(action.kind) and not action.nodes:
         return Verdict.REFUSE, "the evidence names no node that the scheduler knows for this job", ""
+    if action.kind is ActionKind.RESTART_FROM_EARLIER_CHECKPOINT and _takes_the_newest(situation, action):
+        return (
+            Verdict.REFUSE,
+            "the training finds its newest checkpoint by itself: it can't be told to take an earlier one",
+            'checkpoints.resume = {by = "argument", name = "--resume"}, or another way to tell it',
+        )
     return None
+
+
+def _takes_the_newest(situation: Situation, action: Action) -> bool:
+    """Whether the training would resume from another checkpoint than the one the action names."""
+    if not finds_its_own_checkpoint(situation.job):
+        return False
+    if situation.diagnosis.fault is FaultClass.CHECKPOINT_CORRUPTION:
+        return False  # the bad newest ones are set aside: the newest good one is the earlier one
+    newest = newest_good(situation.checkpoints)
+    return newest is None or action.checkpoint != newest.path
 
 
 def _safe(situation: Situation, action: Action) -> _Said:
