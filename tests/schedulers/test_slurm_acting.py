@@ -348,3 +348,20 @@ async def test_a_job_whose_old_processes_end_late_is_let_go_and_not_left_held(
     assert (await look(slurm)).incarnation == action.incarnation
     assert (await slurm.perform(job("7"), action, fence())).status is OutcomeStatus.DONE
     assert far.queue["7"]["Reason"] == "Resources"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "CANCELLED"])
+async def test_the_old_job_is_ended_only_while_its_successor_waits(
+    far: Far, slurm: SlurmScheduler, state: str
+) -> None:
+    """The guard died between sbatch and scancel; meanwhile the owner may have cancelled the successor."""
+    far.put("7", "RUNNING", Requeue="0")
+    action = act(await look(slurm))
+    far.lose = "scancel"
+    assert (await slurm.perform(job("7"), action, fence())).status is OutcomeStatus.UNKNOWN
+    far.lose = ""
+    far.queue["901"]["State"] = state
+    outcome = await SlurmScheduler("c", shell=far).perform(job("7"), action, fence())
+    waits = state == "PENDING"
+    assert outcome.status is (OutcomeStatus.DONE if waits else OutcomeStatus.REFUSED)
+    assert far.done == (["sbatch", "scancel 7"] if waits else ["sbatch"])

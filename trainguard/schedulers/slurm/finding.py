@@ -136,6 +136,10 @@ class Finder:
                 and any(STATES.get(record.state) in _RUNS for record in records)
                 and asked != born.id
             ):
+                if STATES.get(born.state) not in _RUNS:
+                    return _refused(
+                        fence, f"{born.id}, submitted to follow {asked}, has ended: {asked} goes on"
+                    )
                 self.half_way[fence.token] = Begun(mark, born.id)
                 return None
             return self._born(job, fence, born, [*others, *accounts.records])
@@ -210,6 +214,10 @@ def _let_go(record: Record, written: Note | None) -> bool:
         return True
     started = record.start or 0
     return STATES.get(record.state) is Liveness.RUNNING and (written is None or started >= written.at - _SKEW)
+
+
+def _refused(fence: Fence, detail: str) -> Outcome:
+    return Outcome(fence=fence.token, status=OutcomeStatus.REFUSED, at=time.time(), detail=detail)
 
 
 def _done(fence: Fence, detail: str, made: Incarnation | None = None) -> Outcome:
