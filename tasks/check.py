@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from trainguard.core.errors import LedgerUnavailableError, SchedulerError
+from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.health import assess
 from trainguard.core.observation import Observation, furthest
-from trainguard.core.progress import Reading, read_progress, restarted
+from trainguard.core.progress import restarted
 from trainguard.core.signal import Signal
-from trainguard.schedulers.sharing import answered
 from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.duty import remember_later
+from trainguard.tasks.log_reading import log_is_due, read_new_log, read_to_the_end
 from trainguard.tasks.report import line_of, show_guard_page
 
 logger = logging.getLogger(__name__)
@@ -25,10 +24,6 @@ SHOW_SECONDS = 1700.0
 """A check at which all is as before is shown in Prefect this often: a task run and its page's text are 25 kB there."""
 YOUNG_SECONDS = 3600.0
 """Every check of a new incarnation is shown for so long."""
-LOG_BYTES_A_LOOK = 1_000_000
-LOG_ANSWER_SECONDS = 120.0
-LOG_SECONDS = 10.0
-"""A log is read this often between checks: what a scheduler can't see (a NaN) is seen in it."""
 
 
 async def check_job(context: GuardContext) -> tuple[Signal, ...]:
@@ -95,12 +90,12 @@ async def take_in(
     before, now = context.observation, context.clock()
     began = _began(before, observation)
     if began and before is not None:
-        await read_new_log(context)
+        await read_to_the_end(context)
         context.reading = restarted(context.reading)
     if began:
         context.started_at = now
     changed = before is None or before.liveness is not observation.liveness
-    due = now - context.log_read_at >= LOG_SECONDS if read_log is None else read_log
+    due = log_is_due(context) if read_log is None else read_log
     if due or changed:
         await read_new_log(context)
     context.observation = _with_progress(context, observation)
@@ -123,35 +118,6 @@ def _with_progress(context: GuardContext, observation: Observation) -> Observati
     if observation.incarnation is None and context.observation is not None:
         changes["incarnation"] = context.observation.incarnation
     return observation.model_copy(update=changes)
-
-
-async def read_new_log(context: GuardContext) -> None:
-    """Read what is new in the job's logs, within the budget of one look."""
-    left = LOG_BYTES_A_LOOK
-    now = context.log_read_at = context.clock()
-    try:
-        while left > 0:
-            batch = await answered(
-                context.scheduler.logs(context.job, context.cursor, left), LOG_ANSWER_SECONDS
-            )
-            reading = context.reading
-            for chunk in batch.chunks:
-                left -= len(chunk.text)
-                reading = await _read(context, reading, chunk.text, now)
-            # Both or neither: a guard stopped in between would fold the same text twice.
-            context.reading, context.cursor = reading, batch.cursor
-            if not batch.more:
-                return
-    except SchedulerError as problem:
-        logger.info("the log of %s can't be read now: %s", context.job.name, problem)
-
-
-async def _read(context: GuardContext, before: Reading, text: str, now: float) -> Reading:
-    """Fold text into the reading; much of it off the event loop, so that other guards are not held up."""
-    pattern = context.job.watching.progress_pattern
-    if len(text) < 50_000:
-        return read_progress(text, before, now, pattern)
-    return await asyncio.to_thread(read_progress, text, before, now, pattern)
 
 
 async def record(context: GuardContext) -> None:

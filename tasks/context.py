@@ -62,6 +62,8 @@ class GuardContext:
     reading: Reading = field(default_factory=Reading)
     cursor: str = ""
     log_read_at: float = 0.0
+    log_read: asyncio.Task[None] | None = None
+    """The latest read of the log, which may be under way."""
     started_at: float = 0.0
     """When the current incarnation was first seen: the cadence counts from it."""
     status: str = "Pending"

@@ -30,6 +30,7 @@ from trainguard.tasks.context import GuardContext, guarding
 from trainguard.tasks.deliver import delivering
 from trainguard.tasks.durable import durably
 from trainguard.tasks.lease import keeping, take_lease
+from trainguard.tasks.log_reading import stop_reading
 from trainguard.tasks.shared_ledger import shared_ledger
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ async def on_duty(
                 async with keeping(context), delivering(context):
                     yield context
         finally:
+            await stop_reading(context)
             await _let_go(context)
 
 

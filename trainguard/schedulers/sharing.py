@@ -87,6 +87,11 @@ class ClusterWatch:
         return seat.looks, seat.latest
 
     @property
+    def size(self) -> int:
+        """How many jobs are looked at."""
+        return len(self._seats)
+
+    @property
     def idle(self) -> bool:
         """Whether every guard has taken in the latest look and waits for the next."""
         return all(seat.waiting and not seat.news.is_set() for seat in self._seats.values())
