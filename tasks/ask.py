@@ -288,21 +288,33 @@ async def _next_look(context: GuardContext, pause: asyncio.Task[ApprovalForm]) -
 
 
 def as_approved(plan: Plan, answer: ApprovalAnswer, known_nodes: frozenset[str]) -> Plan:
-    """Give the plan as a person approved it, with the edits made. An unknown node is left out."""
+    """Give the plan as a person approved it, with the edits made. For a node nobody knows the plan's are kept."""
     steps = []
     for step in plan.steps:
         changes: dict[str, object] = {}
+        said = ""
         if answer.nodes is not None and step.action.nodes:
-            changes["nodes"] = tuple(node for node in answer.nodes if node in known_nodes)
+            changes["nodes"], said = _edited(answer.nodes, step.action.nodes, known_nodes)
         if answer.memory_bytes is not None and step.action.kind == "restart_with_more_memory":
             changes["memory_bytes"] = answer.memory_bytes
         verdict = Verdict.RUN if step.verdict is Verdict.ASK else step.verdict
-        basis = f"approved by {answer.by} ({answer.via})" if step.verdict is Verdict.ASK else step.basis
+        basis = f"approved by {answer.by} ({answer.via}){said}" if step.verdict is Verdict.ASK else step.basis
         action = step.action.model_copy(update=changes)
         steps.append(
             step.model_copy(update={"action": action, "verdict": verdict, "basis": basis, "by": answer.by})
         )
     return plan.model_copy(update={"steps": tuple(steps)})
+
+
+def _edited(
+    wanted: tuple[str, ...], planned: tuple[str, ...], known: frozenset[str]
+) -> tuple[tuple[str, ...], str]:
+    """Give the nodes to act on, and what is to be said of names that are no nodes of this job."""
+    unknown = tuple(node for node in wanted if node not in known and node not in planned)
+    if not unknown and wanted:
+        return wanted, ""
+    kept = tuple(dict.fromkeys((*(node for node in wanted if node not in unknown), *planned)))
+    return kept, f"; no node of this job: {', '.join(unknown)}, so the plan's are kept" if unknown else ""
 
 
 __all__ = [
