@@ -91,22 +91,13 @@ async def _script_uses(context: GuardContext, history: Sequence[RecoveryRecord])
 
 
 async def _excluded(context: GuardContext) -> frozenset[str]:
-    nodes: set[str] = set()
-    for past in await context.ledger.incidents(context.job.key):
-        for record in await context.ledger.intents(past.id):
-            nodes.update(record.intent.action.nodes)
-    return frozenset(nodes)
+    return frozenset(
+        node for intent in await context.ledger.job_intents(context.job.key) for node in intent.action.nodes
+    )
 
 
 async def _alike(context: GuardContext, fault: FaultClass) -> int:
     """Count the jobs of this cluster that failed alike just now, this one included."""
     since = context.clock() - context.policy.budgets.storm_window
-    jobs = {context.job.key}
-    for other in await context.ledger.incidents(limit=200):
-        known = other.incarnation
-        if other.detected_at < since or known is None or known.job.cluster != context.job.ref.cluster:
-            continue
-        found = await context.ledger.diagnosis(other.id)
-        if found is not None and found.fault is fault:
-            jobs.add(other.job_key)
-    return len(jobs)
+    found = await context.ledger.jobs_failed_alike(context.job.ref, fault, since)
+    return len(found | {context.job.key})

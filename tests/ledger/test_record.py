@@ -14,6 +14,7 @@ from trainguard.core.history import JobStatus
 from trainguard.core.incident import IncidentState
 from trainguard.core.job import JobRef, Watching
 from trainguard.core.observation import Liveness, Progress
+from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
 from trainguard.ledger.observations import KEEP_ONE_PER
 
@@ -170,3 +171,23 @@ async def test_the_newest_diagnosis_and_plan_count_and_none_is_lost(ledger: Ledg
     await ledger.add_decisions(lease, "inc00001", facts.plan(at=NOW))
     await ledger.add_decisions(lease, "inc00001", facts.plan(at=NOW + 9))
     assert await ledger.plan("inc00001") == facts.plan(at=NOW + 9)
+
+
+async def test_jobs_that_failed_alike_are_counted_once_each_by_their_newest_cause(ledger: Ledger) -> None:
+    async def failed(job: str, incident_id: str, *causes: FaultClass, at: float = NOW) -> None:
+        lease = await ledger.acquire_lease(job, "guard", NOW, 60)
+        await ledger.open_incident(lease, facts.incident(incident_id, job_key=job, detected_at=at))
+        for cause in causes:
+            found = facts.diagnosis(fault=cause)
+            await ledger.add_diagnosis(lease, incident_id, found, at)
+
+    storage, comm = FaultClass.STORAGE_IO, FaultClass.NCCL_COMM
+    await failed("slurm/a_b/1", "one", comm, storage)
+    await failed("slurm/a_b/1", "one-again", storage)
+    await failed("slurm/a_b/2", "two", storage)
+    await failed("slurm/a_b/3", "three", comm)
+    await failed("slurm/a_b/4", "four", storage, at=NOW - 100)
+    await failed("slurm/axb/5", "other-cluster", storage)
+    await failed("slurm/a_b/6", "undiagnosed")
+    like = JobRef(scheduler="slurm", cluster="a_b", id="9")
+    assert await ledger.jobs_failed_alike(like, storage, NOW - 50) == {"slurm/a_b/1", "slurm/a_b/2"}

@@ -73,6 +73,16 @@ class Intents(Store):
 
         return await self._read(work)
 
+    async def job_intents(self, job_key: str) -> list[Intent]:
+        """Give everything that was ever to be done to a job, oldest first."""
+
+        async def work(tx: AsyncConnection) -> list[Intent]:
+            table = tables.intents
+            found = select(table.c.body).where(table.c.job_key == job_key).order_by(table.c.id)
+            return [tables.load(Intent, body) for body in (await tx.execute(found)).scalars()]
+
+        return await self._read(work)
+
     async def intents(self, incident_id: str) -> list[IntentRecord]:
         """Give an incident's intents with their outcomes, oldest first."""
 

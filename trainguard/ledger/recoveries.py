@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from trainguard.core.action import OutcomeStatus
 from trainguard.core.history import IntentRecord, RecoveryRecord
 from trainguard.core.incident import Incident
+from trainguard.core.job import JobRef
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger import tables
 from trainguard.ledger.intents import records
@@ -33,6 +34,28 @@ class Recoveries(Store):
                 await _record(tx, incident, tried[incident.id], causes.get(incident.id))
                 for incident in incidents
             ]
+
+        return await self._read(work)
+
+    async def jobs_failed_alike(self, like: JobRef, fault: FaultClass, since: float) -> frozenset[str]:
+        """Give the keys of the jobs on the cluster of `like` whose incidents since a time have this cause."""
+        incidents, diagnoses = tables.incidents, tables.diagnoses
+        newest = (
+            select(func.max(diagnoses.c.id))
+            .where(diagnoses.c.incident == incidents.c.id)
+            .correlate(incidents)
+            .scalar_subquery()
+        )
+        found = (
+            select(incidents.c.job_key)
+            .join(diagnoses, diagnoses.c.id == newest)
+            .where(incidents.c.closed.in_((False, True)))  # by the index, which begins with it
+            .where(incidents.c.detected_at >= since, diagnoses.c.fault == fault.value)
+            .where(incidents.c.job_key.startswith(f"{like.scheduler}/{like.cluster}/", autoescape=True))
+        )
+
+        async def work(tx: AsyncConnection) -> frozenset[str]:
+            return frozenset((await tx.execute(found)).scalars())
 
         return await self._read(work)
 
