@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,61 @@ async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:
         if state.name != "HandedOver":
             return state
         take_over = True
+
+
+def patrol_here(
+    cluster: Any, selector: str, options: GuardOptions, *, only_failed: bool, as_json: bool
+) -> int:
+    """Guard a cluster's jobs in this process for the patrol's time. Gives the exit code."""
+    try:
+        outcome, jobs = asyncio.run(_patrol(cluster, selector, options, only_failed))
+    except KeyboardInterrupt:
+        typer.echo("The patrol stopped; the jobs go on.", err=True)
+        return 130
+    if as_json:
+        typer.echo(json.dumps({"selector": selector, "outcome": outcome, "jobs": jobs}))
+        return 0
+    for job in jobs:
+        typer.echo(f"{job['name']}: {job['status']}: {job['outcome']}".rstrip(": "))
+    typer.echo(outcome)
+    return 0
+
+
+async def _patrol(
+    cluster: Any, selector: str, options: GuardOptions, only_failed: bool
+) -> tuple[str, list[dict[str, str]]]:
+    """Go on patrol; give what it says of itself, and the jobs of the cluster that it found in need of a guard."""
+    from trainguard.blocks.clusters import as_block
+    from trainguard.flows.patrol import patrol
+
+    began, slug = time.time(), await save_block(cluster)
+    outcome = await patrol(
+        cluster=slug,
+        selector=selector,
+        policy=options.policy,
+        until=options.until,
+        minutes=options.minutes,
+        only_failed=only_failed,
+        cadence=options.cadence,
+        notifiers=[await _block(name) for name in options.notifiers],
+        model=await _block(options.model) if options.model else None,
+        rules=list(options.rules),
+    )
+    return outcome, await _stands((await as_block(slug)).cluster_name(), began)
+
+
+async def _stands(cluster: str, since: float) -> list[dict[str, str]]:
+    """How the jobs of a cluster stand that were guarded since then, in the words of `run --json`."""
+    from trainguard.ledger.ledger import Ledger
+
+    rows = []
+    async with await Ledger.open() as ledger:
+        for job in await ledger.jobs():
+            stand = await ledger.job_status(job.key) if job.ref.cluster == cluster else None
+            if stand is not None and stand.at >= since:
+                row = {"job": job.key, "name": job.name, "status": stand.status, "outcome": stand.outcome}
+                rows.append(row)
+    return rows
 
 
 async def save_block(cluster: Any) -> str:

@@ -74,7 +74,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done; 1 the job or what was asked failed; 2 you must act (see the message)."
+    epilog="Exit codes: 0 done; 1 the job or what was asked failed; 2 you must act (see the message); 130 interrupted, the job goes on."
 )
 def root(
     asked: Annotated[

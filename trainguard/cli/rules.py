@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +23,10 @@ rules_app = typer.Typer(help="The fault catalogue.", no_args_is_help=True)
 Extra = Annotated[list[Path] | None, typer.Option("--rules", help="A file of own rules; may be given often.")]
 
 
+def _json(fields: str) -> Any:
+    return typer.Option("--json", help=f"Print JSON with stable field names: {fields}.")
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Errors of the user's, in words, with exit code 2."""
@@ -34,23 +39,33 @@ def _told() -> Iterator[None]:
 
 @rules_app.command("list")
 def list_rules(
-    fault: Annotated[str, typer.Option(help="Only this class of fault.")] = "", rules: Extra = None
+    fault: Annotated[str, typer.Option(help="Only this class of fault.")] = "",
+    rules: Extra = None,
+    as_json: Annotated[bool, _json("rules, each with id, fault, rank, name")] = False,
 ) -> None:
     """One line a rule: id, class, rank, condition."""
     with _told():
-        catalogue = load_catalogue(rules or ())
-        for rule in catalogue.rules:
-            if not fault or rule.fault.value == fault:
-                typer.echo(f"{rule.id:10} {rule.fault.value:22} {rule.rank:3}  {rule.name}")
+        found = [rule for rule in load_catalogue(rules or ()).rules if fault in ("", rule.fault.value)]
+    if as_json:
+        rows = [{"id": r.id, "fault": r.fault.value, "rank": r.rank, "name": r.name} for r in found]
+        _print({"rules": rows})
+        return
+    for rule in found:
+        typer.echo(f"{rule.id:10} {rule.fault.value:22} {rule.rank:3}  {rule.name}")
 
 
 @rules_app.command()
 def explain(
-    rule_id: Annotated[str, typer.Argument(metavar="ID", help="Such as XID-079.")], rules: Extra = None
+    rule_id: Annotated[str, typer.Argument(metavar="ID", help="Such as XID-079.")],
+    rules: Extra = None,
+    as_json: Annotated[bool, _json("those of a rule in its file")] = False,
 ) -> None:
     """What a rule means, what fits, and the lines it was made for."""
     with _told():
         rule = _find(load_catalogue(rules or ()), rule_id)
+    if as_json:
+        typer.echo(rule.model_dump_json(indent=2))
+        return
     typer.echo(f"{rule.id}  {rule.name}\n\n{rule.explain.strip()}\n")
     restart = {True: "may help", False: "will not help", None: "can't be told"}[rule.transient]
     typer.echo(f"class      {rule.fault.value}, scope {rule.scope}, rank {rule.rank}")
@@ -65,29 +80,46 @@ def explain(
 
 @rules_app.command()
 def test(
-    files: Annotated[list[str], typer.Argument(help="Log files or folders.")], rules: Extra = None
+    files: Annotated[list[str], typer.Argument(help="Log files or folders.")],
+    rules: Extra = None,
+    as_json: Annotated[
+        bool, _json("hits, each with rule, source, line, text; verdict with fault, rule")
+    ] = False,
 ) -> None:
     """Every rule that fits a line of the files, and the verdict."""
     with _told():
         streams = tuple(stream_of(path) for path in expand(files))
         examination = Examination(streams, load_catalogue(rules or ()))
-    for candidate in sorted(examination.candidates, key=lambda c: c.rule.id):
-        for hit in candidate.hits:
-            citation = examination.cite(hit)
-            typer.echo(f"{candidate.rule.id}  {citation.source.name}:{citation.line}  {citation.text[:200]}")
+    hits = [
+        (candidate.rule.id, examination.cite(hit))
+        for candidate in sorted(examination.candidates, key=lambda c: c.rule.id)
+        for hit in candidate.hits
+    ]
     diagnosis = examination.diagnosis
+    if as_json:
+        rows = [{"rule": rule, "source": c.source.name, "line": c.line, "text": c.text} for rule, c in hits]
+        _print({"hits": rows, "verdict": {"fault": diagnosis.fault.value, "rule": diagnosis.rule}})
+        return
+    for rule, cited in hits:
+        typer.echo(f"{rule}  {cited.source.name}:{cited.line}  {cited.text[:200]}")
     typer.echo(f"verdict: {diagnosis.fault.value} {diagnosis.rule}".rstrip())
 
 
 @rules_app.command()
-def lint(rules: Extra = None) -> None:
+def lint(
+    rules: Extra = None,
+    as_json: Annotated[bool, _json("rules, how many; problems, in words")] = False,
+) -> None:
     """Check rules: their form, their samples over the whole catalogue, their cost. Exits 1 on a problem."""
     with _told():
         catalogue = load_catalogue(rules or ())
     found = list(problems(catalogue))
-    for problem in found:
-        typer.echo(problem)
-    typer.echo(f"{len(catalogue)} rules, {len(found)} problems")
+    if as_json:
+        _print({"rules": len(catalogue), "problems": found})
+    else:
+        for problem in found:
+            typer.echo(problem)
+        typer.echo(f"{len(catalogue)} rules, {len(found)} problems")
     if found:
         raise typer.Exit(1)
 
@@ -107,3 +139,7 @@ def _find(catalogue: Catalogue, rule_id: str) -> Rule:
     if rule is None:
         raise UserError(f"no rule has the id {rule_id}", "`trainguard rules list` shows them all.")
     return rule
+
+
+def _print(facts: dict[str, Any]) -> None:
+    typer.echo(json.dumps(facts, indent=2))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from trainguard.cli.guarding import GuardOptions, guard_here, require_prefect
+from trainguard.cli.guarding import GuardOptions, guard_here, patrol_here, require_prefect
 from trainguard.cli.settings import Settings, load_settings, policy_of, rules_of
 from trainguard.core.errors import ConfigError, UserError
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
@@ -130,28 +130,14 @@ def patrol(
     rules: RuleFiles = None,
     minutes: Minutes = None,
     until: Until = None,
+    as_json: AsJson = False,
 ) -> None:
     """Guard every job of a cluster that a selector finds, for a time or for good."""
-    from trainguard.flows.patrol import patrol as patrol_flow
-
     settings = load_settings(config)
     options = _options(settings, policy, preset, allow, rules, minutes, until, take_over=False)
     require_prefect()
-    from trainguard.cli.guarding import save_block
-
-    found = asyncio.run(save_block(cluster or _this_machine()))
-    asyncio.run(
-        patrol_flow(
-            found,
-            selector,
-            policy=options.policy,
-            until=options.until,
-            minutes=options.minutes,
-            only_failed=only_failed,
-            cadence=options.cadence,
-            rules=list(options.rules),
-        )
-    )
+    found = cluster or _this_machine()
+    raise typer.Exit(patrol_here(found, selector, options, only_failed=only_failed, as_json=as_json))
 
 
 def _options(

@@ -37,9 +37,9 @@ class Settings(BaseSettings):
     """See docs/policy.md."""
     cadence: Cadence = Cadence()
     notifiers: list[str] = Field(default_factory=list)
-    """Slugs of notifier blocks, such as `slack-webhook/team`."""
+    """Slugs of notifier blocks, such as `trainguard-slack-webhook/team`."""
     model: str = ""
-    """Slug of a language model block; empty for none."""
+    """Slug of a language model block, such as `trainguard-language-model/advisor`; empty for none."""
     rules: list[Path] = Field(default_factory=list)
     """Files of own rules and exit-code handlers, from the folder of this file."""
 
