@@ -17,7 +17,7 @@ from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
 from trainguard.core.observation import Liveness, LogSource, Observation
 from trainguard.core.planning import Situation, plan, refused_steps, stale
-from trainguard.core.policy import Allow, Budgets, Limits, Policy, Preset
+from trainguard.core.policy import Allow, Budgets, Limits, Policy, Preset, Teardown
 from trainguard.core.signal import Signal, SignalKind
 from trainguard.core.verdict import Diagnosis, FaultClass, SaidBy, Suspect
 
@@ -256,6 +256,19 @@ def test_an_earlier_checkpoint_is_no_plan_for_a_training_that_takes_its_newest_b
     corrupt = {**numerical, "diagnosis__fault": FaultClass.CHECKPOINT_CORRUPTION}
     step = only(plan(situation(**corrupt)))
     assert (step.verdict, step.action.checkpoint_step) == (RUNS, 90)
+
+
+def test_a_rented_machine_is_given_up_by_the_line_that_a_refusal_names_and_never_before_a_restart() -> None:
+    destroy = ActionKind.DESTROY_INSTANCE
+    ladder = {"diagnosis__actions": (destroy,)}
+    refused = only(plan(situation(**ladder)))
+    assert (refused.verdict, refused.would_allow) == (REFUSED, "policy.teardown.destroy_on_fail = true")
+    allowed = Policy(preset=Preset.AUTONOMOUS, teardown=Teardown(destroy_on_fail=True))
+    assert only(plan(situation(policy=allowed, **ladder))).verdict is RUNS
+    both = plan(situation(policy=allowed, diagnosis__actions=(destroy, ActionKind.RESTART)))
+    assert [step.action.kind for step in both.steps] == [ActionKind.RESTART]
+    unheard_of = only(plan(situation(supported=frozenset(), **ladder)))
+    assert (unheard_of.verdict, unheard_of.would_allow) == (REFUSED, "")
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def plan(situation: Situation) -> Plan:
         needed = [step for step in needed if step.verdict is Verdict.RUN]
     companions = [step for step in others if step.verdict is Verdict.RUN or chosen.verdict is Verdict.ASK]
     companions = [step for step in companions if step.verdict is not Verdict.REFUSE]
+    # What is to run again needs its machine.
+    companions = [step for step in companions if step.action.kind.scope is not Scope.MONEY]
     return Plan(incident=situation.incident.id, steps=(*needed, *scripts, *companions, chosen))
 
 
@@ -318,6 +320,7 @@ def _destroys(action: Action, seen: Observation) -> bool:
         ActionKind.DELETE_POD,
         ActionKind.SUSPEND,
         ActionKind.REBOOT_NODE,
+        ActionKind.DESTROY_INSTANCE,
     }
     return ends and not seen.liveness.terminal
 
@@ -399,11 +402,10 @@ def _whitelist(situation: Situation, action: Action) -> _Said:
     if action.kind in policy.refuse:
         return Verdict.REFUSE, f'policy.refuse names "{action.kind}"', "take it out of policy.refuse"
     if action.kind.scope is Scope.MONEY:
-        return (
-            Verdict.REFUSE,
-            "rented machines follow policy.teardown alone",
-            "teardown.destroy_on_fail = true",
-        )
+        told = "policy.teardown.destroy_on_fail = true"
+        if policy.teardown.destroy_on_fail:
+            return Verdict.RUN, told, ""
+        return Verdict.REFUSE, "rented machines follow policy.teardown alone", told
     for line in policy.allow:
         if line.covers(action.kind, fault):
             return Verdict.RUN, f"policy.{line}", ""

@@ -74,7 +74,7 @@ class Limits(Fact):
 
 
 class Teardown(Fact):
-    """What happens to rented machines at the end."""
+    """What happens to rented machines at the end. Without effect on schedulers that rent none."""
 
     destroy_on_done: bool = False
     destroy_on_fail: bool = False
