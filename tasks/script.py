@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from trainguard.core.decision import Intent
 from trainguard.core.handlers import DEFAULT_TIMEOUT, rule_of
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.handler import STOPPED, ScriptResult, run_recovery_script
+
+logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 
@@ -40,11 +43,10 @@ async def what_became(context: GuardContext, intent: Intent) -> Outcome:
     """Find out how a script ended that a guard before this one started. It is never run again on doubt."""
     rule = rule_of(context.handlers, intent.action.handler)
     deadline = intent.at + (rule.timeout if rule else DEFAULT_TIMEOUT) + _POLL_SECONDS
-    mark = _mark(intent.fence.token)
-    said = _read(mark)
+    said = _mark_of(intent)
     while not said and context.clock() < deadline:
         await asyncio.sleep(_POLL_SECONDS)
-        said = _read(mark)
+        said = _mark_of(intent)
     if said == "0":
         return _outcome(context, intent.fence.token, "")
     how = {"": "whether it did its work is not known", STOPPED: "it was stopped in the middle"}
@@ -78,5 +80,11 @@ def _mark(fence: str) -> Path:
     return folder / fence
 
 
-def _read(mark: Path) -> str:
-    return mark.read_text() if mark.is_file() else ""
+def _mark_of(intent: Intent) -> str:
+    """What the script left of its end; nothing where its mark can't be read."""
+    try:
+        mark = _mark(intent.fence.token)
+        return mark.read_text() if mark.is_file() else ""
+    except OSError as problem:
+        logger.warning("the mark of %s can't be read: %s", intent.action.script, problem)
+        return ""

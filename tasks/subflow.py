@@ -9,10 +9,12 @@ from contextvars import ContextVar
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import tags
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
+from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Completed
 
 from trainguard.tasks.context import GuardContext
@@ -93,7 +95,8 @@ async def _shown(context: GuardContext, wanted: Any, incident_id: str) -> bool:
         raise
     try:
         stage.steps.result()
-    except AWAY as problem:
+    except (httpx.HTTPError, PrefectException) as problem:
+        # Prefect's own errors only: others' are the steps', which would only meet them again.
         # What is done is in the ledger and is not done again.
         logger.warning("Prefect went away during %s (%s): going on without it", wanted.name, problem)
         return False

@@ -78,6 +78,16 @@ async def test_a_script_of_which_nothing_is_known_counts_as_not_done_once_its_ti
     assert not (script.parent / "runs").exists()
 
 
+async def test_a_mark_that_can_not_be_read_leaves_it_unknown_what_became_of_the_script(
+    script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "no-folder").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "no-folder"))
+    found = await what_became(context(script), intent(script, time.time() - 60))
+    assert found.status is OutcomeStatus.REFUSED
+    assert "whether it did its work is not known" in found.detail
+
+
 async def test_a_script_that_was_stopped_says_so(script: Path) -> None:
     script.write_text("#!/bin/sh\nsleep 30\n")
     guard = context(script, timeout=0.3)
