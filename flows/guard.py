@@ -106,7 +106,7 @@ def _with_remedy(problem: Exception) -> str:
 async def _stand_guard(
     context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
 ) -> State[Any]:
-    await tag_run(context.flow_run_id, context.tags)
+    await tag_run(context.tags)
     while True:
         try:
             return await _watch(context, cadence, deadline, checks_a_run)

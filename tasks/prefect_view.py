@@ -18,6 +18,7 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed, Running
@@ -157,14 +158,17 @@ async def stop_if_cancelled(context: GuardContext, *, at_once: bool = False) -> 
         raise GuardCancelledError("cancelled in Prefect")
 
 
-async def tag_run(flow_run_id: str, wanted: Sequence[str]) -> None:
-    """Add tags to a flow run, beside those its deployment gave it."""
+async def tag_run(wanted: Sequence[str]) -> None:
+    """Add tags to the flow run that runs here, beside those its deployment gave it."""
+    here = FlowRunContext.get()
+    run = here.flow_run if here is not None else None
+    if run is None:
+        return
     try:
         async with prefect() as client:
-            run = await client.read_flow_run(UUID(flow_run_id))
             await client.update_flow_run(run.id, tags=sorted({*run.tags, *wanted}))
-    except (*AWAY, ValueError) as problem:
-        logger.info("flow run %s is not tagged: %s", flow_run_id, problem)
+    except AWAY as problem:
+        logger.info("flow run %s is not tagged: %s", run.id, problem)
 
 
 def settled(message: str) -> State[Any]:
