@@ -16,6 +16,7 @@ from trainguard.schedulers.base import Scheduler
 from trainguard.schedulers.kubernetes import KubernetesScheduler
 from trainguard.schedulers.kubernetes.kinds import JobName
 from trainguard.schedulers.kubernetes.manifest import read_manifest
+from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.transports.kube import Object
 from trainguard.transports.kube_access import KubeAccess, in_cluster, parse_kubeconfig
 
@@ -72,6 +73,11 @@ class KubernetesCluster(SchedulerBlock):
         default_factory=dict,
         description="Folders in the jobs' pods, and where the guards see the same volume: "
         '{"/ckpt": "/mnt/training"}. For finding the newest good checkpoint.',
+    )
+    failed_pod_is_failure: bool = Field(
+        default=False,
+        description="Take a Job for failed as soon as one of its pods has failed (status.failed >= 1), though "
+        "Kubernetes has retries left. By default that is a warning.",
     )
     manifest_folder: Path | None = Field(
         default=None,
@@ -138,6 +144,7 @@ class KubernetesCluster(SchedulerBlock):
             self.access(),
             self.given_manifests(),
             folder.expanduser(),
+            Limits(failed_pod_is_failure=self.failed_pod_is_failure),
             volumes_here=self.volumes,
         )
 

@@ -12,7 +12,7 @@ from trainguard.core.job import JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes.operators import RAY_STATES
 from trainguard.schedulers.kubernetes.pods import PHASES, WAITING_STUCK
-from trainguard.schedulers.kubernetes.reading import Reading, Scene, seconds
+from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene, seconds
 from trainguard.schedulers.kubernetes.state import READERS, incarnation, read_job, token_of
 
 NOW = 1_800_000_000.0
@@ -250,6 +250,19 @@ def test_a_job_that(
 def test_a_failed_counter_with_retries_left_is_told_as_a_warning() -> None:
     told = read(thing("Job", {"backoffLimit": 3}, failed=1), pod("Failed", ended(1)), pod(state=running()))
     assert "1 of 3 retries used" in told.warning
+
+
+def test_a_failed_counter_is_a_failure_where_the_owner_says_so() -> None:
+    limits = Limits(failed_pod_is_failure=True)
+    job = thing("Job", {"backoffLimit": 3}, failed=1)
+    for pods in ((pod("Failed", ended(3)),), (pod("Failed", ended(3)), pod(state=running())), None):
+        told = read_job(job, Scene(NOW, pods, limits=limits))
+        assert (told.liveness, told.native, told.restart_underway) == (Liveness.FAILED, "failed=1", False)
+        assert told.exit_code == (None if pods is None else 3)
+    done = thing("Job", {"backoffLimit": 3}, failed=1, conditions=[true("Complete")])
+    assert read_job(done, Scene(NOW, limits=limits)).liveness is Liveness.SUCCEEDED
+    fine = thing("Job", {"backoffLimit": 3}, active=1)
+    assert read_job(fine, Scene(NOW, (pod(state=running()),), limits=limits)).liveness is Liveness.RUNNING
 
 
 def test_a_job_for_which_no_pod_is_made_is_stuck() -> None:

@@ -37,6 +37,10 @@ def read_batch_job(job: Object, scene: Scene) -> Reading:
     why = reading.held(job)
     if why and not reading.notes(job).get(reading.HOLD):
         return Reading(Liveness.PENDING, "Suspended", why, nodes=nodes_of(views))
+    failed = reading.count(reading.status(job), "failed")
+    if failed and scene.limits.failed_pod_is_failure:
+        said: dict[str, object] = {"reason": f"failed={failed}", "message": "a failed pod counts as failure"}
+        return _decided("Failed", Liveness.FAILED, said, views, scene)
     if scene.pods is None:
         return _by_counters(job)
     return _undecided(job, views, scene)

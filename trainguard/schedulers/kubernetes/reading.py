@@ -46,7 +46,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a state may last before it means something. Seconds."""
+    """What counts as what: how long a state may last before it means something, in seconds."""
 
     ready: float = 60.0
     """From a rollout, scaling or new pod until a workload without ready replicas counts as failed."""
@@ -60,6 +60,8 @@ class Limits:
     """For how long a restarted container must run before it no longer counts as crash-looping."""
     idle: float = 30.0
     """For how long an operator's job may have neither active nor succeeded replicas."""
+    failed_pod_is_failure: bool = False
+    """A Job with `status.failed >= 1` counts as failed, though Kubernetes would go on trying."""
 
 
 @dataclass(frozen=True)
