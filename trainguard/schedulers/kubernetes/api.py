@@ -56,10 +56,14 @@ class ClusterApi:
         obj["kind"] = kind.name
         return obj
 
-    async def page(self, kind: Kind, namespace: str, limit: int, token: str, labels: str = "") -> Object:
+    async def page(
+        self, kind: Kind, namespace: str, limit: int, token: str, labels: str = "", fields: str = ""
+    ) -> Object:
         """Read one page of a list."""
         path = kind.path(await self.version(kind), namespace)
-        return await self.kube.get(path, limit=limit, labelSelector=labels, **{"continue": token})
+        return await self.kube.get(
+            path, limit=limit, labelSelector=labels, fieldSelector=fields, **{"continue": token}
+        )
 
     async def _whole(self, kind: Kind, namespace: str, labels: str) -> list[Object]:
         items, token = list[Object](), ""

@@ -22,6 +22,9 @@ TAIL_BYTES = 1_000_000
 """Of one container run."""
 TOTAL_BYTES = 16_000_000
 AT_ONCE = 8
+EVENT_OBJECTS = 100
+"""Of so many objects events are read: the job, what lies between, then its pods, those in trouble first."""
+EVENTS_EACH = 200
 EVENT = Kind("Event", "", ("v1",), "events")
 QUOTA = Kind("ResourceQuota", "", ("v1",), "resourcequotas")
 KERNEL = re.compile(r"Xid|NVRM|nvidia|kernel|ECC|NVLink|oom-?kill|TaskHung|DockerHung|Machine check", re.I)
@@ -86,10 +89,18 @@ class Collector:
 
     async def _events(self, obj: Object, pods: Sequence[Object], namespace: str) -> list[Evidence]:
         """Events of the job, its pods, and of what lies between, which is named after the job."""
-        uids = {reading.uid(obj), *(reading.uid(pod) for pod in pods)}
-        between = {str(owner["uid"]) for pod in pods if (owner := controller(pod)) is not None}
-        events = await self._api.list(EVENT, namespace)
-        mine = [e for e in events if (e.get("involvedObject") or {}).get("uid") in uids | between]
+        between = [str(owner["uid"]) for pod in pods if (owner := controller(pod)) is not None]
+        well = [reading.status(pod).get("phase") in ("Running", "Succeeded") for pod in pods]
+        troubled = [
+            reading.uid(pod) for _, pod in sorted(zip(well, pods, strict=True), key=lambda row: row[0])
+        ]
+        wanted = reading.distinct((reading.uid(obj), *between, *troubled))
+        mine = list[Object]()
+        for uid in wanted[:EVENT_OBJECTS]:
+            # a namespace may have a hundred thousand events; one object has few that differ
+            fields = f"involvedObject.uid={uid}"
+            page = await self._api.page(EVENT, namespace, EVENTS_EACH, "", fields=fields)
+            mine += page.get("items") or []
         return _event_lines(f"events -n {namespace}", EvidenceKind.EVENTS, mine)
 
     async def _node_events(self, node: str, since: str) -> list[Evidence]:

@@ -59,14 +59,19 @@ def own_pods(obj: Object, candidates: Iterable[Object]) -> tuple[Object, ...]:
     """Keep the pods of this object; labels alone would also fit those of a deleted namesake."""
     if obj.get("kind") == "Pod":
         return (obj,)
-    words, born = set(job_words(obj)), reading.created(obj)
-    return tuple(pod for pod in candidates if words & set(index_words(pod)) and reading.created(pod) >= born)
+    uid, words, born = reading.uid(obj), set(job_words(obj)), reading.created(obj)
+    return tuple(
+        pod
+        for pod in candidates
+        if (controller(pod) or {}).get("uid") == uid  # also one that it adopted, which is older
+        or (words & set(index_words(pod)) and reading.created(pod) >= born)
+    )
 
 
 def labels_of(obj: Object) -> str:
     """Give a label selector that narrows a list of pods to those that can be the job's; empty for none."""
     kind, name = obj.get("kind"), reading.name(obj)
-    if kind == "Job":
+    if kind == "Job" and not reading.spec(obj).get("manualSelector"):
         return f"job-name={name}"
     if kind in ("JobSet", "TrainJob"):
         return f"jobset.sigs.k8s.io/jobset-name={name}"
