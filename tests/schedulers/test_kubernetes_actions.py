@@ -11,12 +11,15 @@ import pytest
 
 from tests.schedulers.kubernetes_fake import Asked, FakeKube
 from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
-from trainguard.core.errors import UnreachableError
+from trainguard.core.errors import RefusedError, UnreachableError
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes.actions import Actions
 from trainguard.schedulers.kubernetes.api import ClusterApi
+from trainguard.schedulers.kubernetes.evidence import Collector
 from trainguard.schedulers.kubernetes.kinds import KINDS, parse_job_id
+from trainguard.schedulers.kubernetes.logs import PodLogs
+from trainguard.schedulers.kubernetes.ownership import labels_of, own_pods
 from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.schedulers.kubernetes.rights import Right, needed
 from trainguard.schedulers.kubernetes.sight import ClusterSight
@@ -49,6 +52,13 @@ def kube() -> FakeKube:
 @pytest.fixture
 async def process(kube: FakeKube, tmp_path: Path) -> AsyncIterator[Process]:
     one = Process(kube, tmp_path)
+    yield one
+    await one.sight.close()
+
+
+@pytest.fixture
+async def patient(kube: FakeKube, tmp_path: Path) -> AsyncIterator[Process]:
+    one = Process(kube, tmp_path, deadline=60.0)
     yield one
     await one.sight.close()
 
@@ -105,10 +115,10 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("status", "text"), REFUSALS)
 async def test_a_creation_that_is_refused_after_the_deletion_is_tried_again(
-    kube: FakeKube, process: Process, status: int, text: str
+    kube: FakeKube, patient: Process, status: int, text: str
 ) -> None:
     refuse(kube, status, text, lambda asked: asked.creates, times=2)
-    outcome = await process.actions.perform(JOB, restart(), FENCE)
+    outcome = await patient.actions.perform(JOB, restart(), FENCE)
     assert outcome.status is OutcomeStatus.DONE
     assert kube.objects[f"{JOBS}/train"]["metadata"]["uid"] != "old"
 
@@ -130,10 +140,10 @@ async def test_a_creation_that_goes_on_being_refused_is_not_known_and_found_late
 
 
 async def test_rights_that_are_taken_away_in_the_middle_lose_nothing(
-    kube: FakeKube, process: Process
+    kube: FakeKube, patient: Process
 ) -> None:
     refuse(kube, 403, "forbidden", lambda asked: f"{JOBS}/train" not in kube.objects, times=3)
-    assert (await process.actions.perform(JOB, restart(), FENCE)).status is OutcomeStatus.DONE
+    assert (await patient.actions.perform(JOB, restart(), FENCE)).status is OutcomeStatus.DONE
 
 
 async def test_a_job_that_somebody_else_made_meanwhile_is_left_alone(
@@ -173,7 +183,7 @@ async def test_old_pods_that_take_long_to_go_lose_nothing(
     kube.add(PODS, pod_of_old(finalizers=["slow"]))
     begun = await process.actions.perform(JOB, restart(), FENCE)
     assert (begun.status, "train-1" in begun.detail) == (OutcomeStatus.UNKNOWN, True)
-    other = Process(kube, tmp_path)
+    other = Process(kube, tmp_path, deadline=1.5)
     for one in (process, other):
         with pytest.raises(UnreachableError, match="train-1"):
             await one.actions.find(JOB, FENCE)
@@ -330,3 +340,76 @@ async def test_a_drain_is_gone_on_with_and_given_up_in_the_end(
     found = await process.actions.find(JOB, FENCE)
     assert found is not None
     assert found.status is OutcomeStatus.DONE
+
+
+async def test_pods_of_a_job_with_a_selector_of_its_own_are_found(kube: FakeKube, process: Process) -> None:
+    """They bear no label job-name, and may be older than the Job that adopted them."""
+    obj = failed_job(creationTimestamp="2026-01-02T00:00:00Z")
+    obj["spec"] |= {"manualSelector": True, "selector": {"matchLabels": {"app": "train"}}}
+    assert labels_of(obj) == "app=train"
+    pod = pod_of_old(creationTimestamp="2026-01-01T00:00:00Z")
+    assert own_pods(obj, [pod]) == (pod,)
+    assert labels_of(failed_job()) == "job-name=train"
+
+
+async def test_events_are_asked_for_by_object_and_not_without_end(kube: FakeKube, process: Process) -> None:
+    collector = Collector(process.api, PodLogs(kube))
+    running = [pod_of_old(f"train-{n}", uid=f"p-{n}") for n in range(150)]
+    failed = {**pod_of_old("bad", uid="bad"), "status": {"phase": "Failed"}}
+    await collector.collect(failed_job(), [*running, failed])
+    asked = [one for one in kube.asked if one.path.endswith("/ml/events")]
+    assert len(asked) == 100
+    assert all(one.query["limit"] == 200 for one in asked)
+    fields = [one.query["fieldSelector"] for one in asked]
+    assert fields[:2] == ["involvedObject.uid=old", "involvedObject.uid=bad"]
+
+
+async def test_what_has_come_back_since_the_guard_last_saw_it_is_not_restarted(
+    kube: FakeKube, process: Process
+) -> None:
+    """A pod of a Deployment that crash-looped runs again under the same name and incarnation."""
+    obj = deployment()
+    obj["status"] = {"observedGeneration": 1}
+    kube.add(DEPLOYMENTS, obj)
+    kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
+    kube.add(PODS, replica(crash_looping()))
+    seen = (await process.sight.observe([DEPLOYED]))[DEPLOYED.ref]
+    assert (seen.liveness, seen.native) == (Liveness.FAILED, "CrashLoopBackOff")
+    assert seen.incarnation is not None
+    action = Action(kind=ActionKind.RESTART, incarnation=seen.incarnation)
+    kube.objects[f"{DEPLOYMENTS}/train"]["status"]["availableReplicas"] = 1
+    kube.objects[f"{PODS}/train-1-a"]["status"] = replica({"running": {"startedAt": "2026-01-01T00:00:00Z"}})[
+        "status"
+    ]
+    with pytest.raises(RefusedError, match="came back by itself"):
+        await process.actions.perform(DEPLOYED, action, FENCE)
+    assert await process.actions.find(DEPLOYED, FENCE) is None
+
+
+async def test_what_runs_and_is_seen_to_run_can_be_restarted_for_a_stall(
+    kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.actions.REVISION_SECONDS", 0.1)
+    kube.add(DEPLOYMENTS, deployment())
+    kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
+    kube.add(PODS, replica({"running": {"startedAt": "2026-01-01T00:00:00Z"}}))
+    seen = (await process.sight.observe([DEPLOYED]))[DEPLOYED.ref]
+    assert seen.liveness is Liveness.RUNNING
+    assert seen.incarnation is not None
+    action = Action(kind=ActionKind.RESTART, incarnation=seen.incarnation)
+    assert (await process.actions.perform(DEPLOYED, action, FENCE)).status is OutcomeStatus.DONE
+
+
+def crash_looping() -> Object:
+    return {"waiting": {"reason": "CrashLoopBackOff"}}
+
+
+def replica(state: Object) -> Object:
+    owner = {"kind": "ReplicaSet", "name": "train-1", "uid": "rs", "controller": True}
+    up = {"type": "Ready", "status": "True" if "running" in state else "False"}
+    container = {"name": "main", "restartCount": 5, "state": state}
+    return {
+        "metadata": {"name": "train-1-a", "namespace": "ml", "ownerReferences": [owner]},
+        "spec": {"nodeName": "n1", "restartPolicy": "Always"},
+        "status": {"phase": "Running", "conditions": [up], "containerStatuses": [container]},
+    }

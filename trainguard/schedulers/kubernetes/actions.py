@@ -130,6 +130,8 @@ class Actions:
         except NotFoundError:
             return await self._act_on_gone(job, name, action, fence)
         forbid(target, action)
+        if action.kind in REMAKES:
+            self._forbid_healed(job, target)
         if action.kind in NODE_ACTIONS:
             return await self._nodes.perform(action, fence)
         if action.kind is ActionKind.DELETE_POD:
@@ -143,6 +145,19 @@ class Actions:
             return await self._remaker.begin(job, target, action, fence)
         finally:
             self._sight.remaking.discard(target.name.id)
+
+    def _forbid_healed(self, job: Job, target: Target) -> None:
+        """Refuse to restart what the guard last saw dead and what runs now, as the same incarnation.
+
+        A stall is of a job that was seen to run; whether it has passed is for the guard to say.
+        """
+        seen = self._sight.last(job.ref)
+        if seen is None or seen.incarnation is None or seen.liveness is not Liveness.FAILED:
+            return
+        if seen.incarnation.token == target.incarnation.token and target.told.liveness is Liveness.RUNNING:
+            raise RefusedError(
+                f"{target.name.id} came back by itself: it was {seen.native}, now it is {target.told.native}"
+            )
 
     async def _act_on_gone(self, job: Job, name: JobName, action: Action, fence: Fence) -> Outcome:
         """A failed job whose object was removed can be made again from what was seen or given of it."""

@@ -100,6 +100,10 @@ class ClusterSight:
             seen[ref] = await self._one(ref, name)
         return seen
 
+    def last(self, ref: JobRef) -> Observation | None:
+        """Give what was last read of a job."""
+        return self._last.get(ref, ("", None))[1]
+
     def being_remade(self, job_id: str) -> bool:
         """Whether a job that is not there is being made again: by this process now, or by what was kept of it."""
         return job_id in self.remaking or self._store.load(job_id) is not None
