@@ -23,4 +23,6 @@ stop() {
 
 [ -x "$here/node-down.sh" ] && TG_KUBE_RUN=$run "$here/node-down.sh"
 for name in hollow kube-scheduler kube-controller-manager kube-apiserver etcd; do stop "$name"; done
+# what is left are logs to read: no keys, and no kubeconfig of an administrator
+[ ! -d "$run" ] || find "$run" -mindepth 1 -maxdepth 1 ! -name log -exec rm -rf --one-file-system {} +
 exit 0

@@ -61,11 +61,24 @@ done
 # the kubelet sets these for the whole machine; node-down.sh puts them back
 [ -s "$run/sysctl.before" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops >"$run/sysctl.before"
 
-read -r kubelet_port health_port <<<"$(python3 -c '
-import socket
-held = [socket.socket() for _ in range(2)]
-for one in held: one.bind(("127.0.0.1", 0))
-print(*(one.getsockname()[1] for one in held))')"
+# Fixed ports, below those that the kernel gives to outgoing connections: nobody takes them in between.
+free_ports() { # how many, from which on
+  python3 - "$1" "$2" <<'PY'
+import socket, sys
+count, port, found = int(sys.argv[1]), int(sys.argv[2]), []
+while len(found) < count:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        except OSError:
+            pass
+    port += 1
+print(*found)
+PY
+}
+read -r kubelet_port health_port <<<"$(free_ports 2 26480)"
 cat >"$run/kubelet.yaml" <<CONFIG
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration

@@ -511,7 +511,7 @@ async def test_a_training_on_a_silent_node_is_not_started_twice(
     told = await until_seen(scheduler, job, Liveness.RUNNING)
     node = told.nodes[0]
     await hollow.post(f"/node/{node}/mute")
-    lost = await until_seen(scheduler, job, Liveness.FAILED, seconds=40)
+    lost = await until_seen(scheduler, job, Liveness.FAILED, seconds=70)
     assert (lost.native, lost.bad_nodes) == ("NodeLost", (node,))
     restart = action(ActionKind.RESTART, lost.incarnation)
     with pytest.raises(RefusedError, match="may still run on node"):

@@ -66,8 +66,9 @@ async def test_a_night_of_memory_and_eviction_ends_with_a_finished_training(
 
     guarding = asyncio.create_task(stand())
     await until(lambda: _reached(tmp_path, 30), 120)
+    evicted = await _pods(kubectl, namespace)
     await kubectl("taint", "node", NODE, "night=yes:NoExecute")
-    await asyncio.sleep(5)
+    await until(lambda: _none_left(kubectl, namespace, evicted), 60)
     await kubectl("taint", "node", NODE, "night-")
     state: Any = await asyncio.wait_for(guarding, 120)
     assert (state.name, state.message) == (
@@ -80,6 +81,20 @@ async def test_a_night_of_memory_and_eviction_ends_with_a_finished_training(
         found = await ledger.diagnosis(memory.id)
     assert found is not None
     assert (found.fault, memory.checkpoint_step) == (FaultClass.HOST_OOM, 10)
+
+
+async def _pods(kubectl: Kubectl, namespace: str) -> set[str]:
+    """The pods that run, or may yet run, and are not on their way out."""
+    found = (await kubectl.get("pods", "-n", namespace))["items"]
+    return {
+        str(pod["metadata"]["name"])
+        for pod in found
+        if not pod["metadata"].get("deletionTimestamp") and pod["status"]["phase"] in ("Pending", "Running")
+    }
+
+
+async def _none_left(kubectl: Kubectl, namespace: str, names: set[str]) -> bool | None:
+    return None if names & await _pods(kubectl, namespace) else True
 
 
 async def _reached(folder: Path, step: int) -> bool | None:

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of, pod_template
-from tests.labs.kubernetes.test_actions import action, fence, workload
+from tests.labs.kubernetes.proxy import Proxy
+from tests.labs.kubernetes.test_actions import Operator, action, custom, fence, whole_nodes, workload
 from tests.labs.kubernetes.test_watch import pod_of, seen, started, until_seen
 from trainguard.core.action import ActionKind, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError
@@ -21,6 +22,7 @@ from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import Job
 from trainguard.core.observation import Liveness
 
+__all__ = ["whole_nodes"]
 pytestmark = pytest.mark.lab("kubernetes")
 SHIPPED = Path(__file__).parents[3] / "deployments" / "kubernetes"
 
@@ -108,6 +110,32 @@ async def test_the_shipped_rights_are_enough_to_see_collect_and_restart(
             fence(),
         )
     assert f"{namespace}/Job/train" in [ref.id for ref in await scheduler.discover(f"namespace={namespace}")]
+
+
+async def test_the_shipped_rights_let_go_of_a_pod_on_a_node_that_is_off(
+    account: Account,
+    make_scheduler: MakeScheduler,
+    proxy: Proxy,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    whole_nodes: None,
+) -> None:
+    await account.bind("trainguard-watch")
+    await account.bind("trainguard-watch-nodes", cluster=True)
+    await account.bind("trainguard-restart-jobs")
+    await kubectl.apply(custom("PyTorchJob", namespace))
+    pod = await Operator(kubectl, proxy, namespace, "PyTorchJob").make_pod()
+    scheduler, job = make_scheduler(account.token), job_of(namespace, "PyTorchJob", "train")
+    node = (await until_seen(scheduler, job, Liveness.RUNNING)).nodes[0]
+    await hollow.post(f"/node/{node}/die")
+    # a person vouches for it; the effect is one that takes no pods away
+    await kubectl("taint", "node", node, "node.kubernetes.io/out-of-service=off:NoSchedule")
+    lost = await until_seen(scheduler, job, Liveness.FAILED, seconds=70)
+    assert lost.native == "NodeLost"
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, lost.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE, outcome
+    assert "NotFound" in await kubectl("-n", namespace, "get", "pod", pod, check=False)
 
 
 class Case(NamedTuple):

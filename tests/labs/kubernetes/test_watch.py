@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -163,9 +164,11 @@ async def test_an_expired_mark_in_the_middle_of_a_list_starts_the_list_again(
 
 
 async def test_the_api_server_is_killed_and_comes_back(
-    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+    make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
 ) -> None:
     """Real 410s, real refused connections: no wrong verdict before, in between or after."""
+    # no node could send a heartbeat meanwhile: its controller may call one not ready for a moment
+    scheduler = make_scheduler(limits=replace(LIMITS, node=30.0))
     stays, ends = await started(kubectl, namespace), await started(kubectl, namespace, name="ends")
     for job in (stays, ends):
         await until_seen(scheduler, job, Liveness.RUNNING)

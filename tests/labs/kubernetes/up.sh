@@ -24,15 +24,24 @@ rm -rf "$run"
 mkdir -p "$run/pki" "$run/log"
 cd "$run"
 
-# Five free ports, held open together so that they differ.
-read -r api_port etcd_port peer_port manager_port scheduler_port control_port <<<"$("$python" - <<'PY'
-import socket
-held = [socket.socket() for _ in range(6)]
-for one in held:
-    one.bind(("127.0.0.1", 0))
-print(*(one.getsockname()[1] for one in held))
+# Fixed ports, below those that the kernel gives to outgoing connections: nobody takes them in between.
+free_ports() { # how many, from which on
+  "$python" - "$1" "$2" <<'PY'
+import socket, sys
+count, port, found = int(sys.argv[1]), int(sys.argv[2]), []
+while len(found) < count:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+            found.append(port)
+        except OSError:
+            pass
+    port += 1
+print(*found)
 PY
-)"
+}
+read -r api_port etcd_port peer_port manager_port scheduler_port control_port <<<"$(free_ports 6 26440)"
 
 authority() {
   openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=trainguard-lab \
@@ -131,7 +140,7 @@ server kube-controller-manager "$bin/kube-controller-manager" \
   --use-service-account-credentials=true --service-account-private-key-file="$run/pki/accounts.key" \
   --root-ca-file="$run/pki/ca.crt" --bind-address=127.0.0.1 --secure-port="$manager_port" --port=0 \
   --kube-api-qps=100 --kube-api-burst=200 --concurrent-gc-syncs=4 \
-  --node-monitor-period=1s --node-monitor-grace-period=8s --pod-eviction-timeout=5s \
+  --node-monitor-period=1s --node-monitor-grace-period=20s --pod-eviction-timeout=5s \
   --node-eviction-rate=50 --secondary-node-eviction-rate=50
 server kube-scheduler "$bin/kube-scheduler" --kubeconfig="$run/kube-scheduler.kubeconfig" \
   --leader-elect=false --bind-address=127.0.0.1 --secure-port="$scheduler_port" --port=0
