@@ -20,7 +20,7 @@ OFFERED = {Scope.NOTHING, Scope.JOB, Scope.WORKSPACE}
 
 
 class LedgerCache:
-    """Keeps answers in the ledger: a guard that comes after another does not pay again."""
+    """Keeps answers and spending in the ledger: a guard that comes after another does not pay again, nor anew."""
 
     def __init__(self, context: GuardContext) -> None:
         self._context = context

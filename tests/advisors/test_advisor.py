@@ -281,6 +281,34 @@ async def test_one_incidents_spending_is_not_anothers() -> None:
         assert (await asking.consult(question(incident="other000"))).advice is not None
 
 
+async def test_a_restarted_guard_goes_on_counting_what_an_incident_has_cost() -> None:
+    limits = Limits(input_price=100.0, output_price=100.0, max_cost=0.35)
+    wrong = says({**GOOD, "citations": ["no such line"]})
+    cache = MemoryCache()
+    async with serving(wrong) as server:
+        costs = [(await advisor(server, limits, cache=cache).consult(question())).cost for _ in range(6)]
+        assert len(server.requests) == 2
+        assert costs == pytest.approx([0.11, 0.22, 0.22, 0.22, 0.22, 0.22])
+        other = await advisor(server, limits, cache=cache).consult(question(incident="efgh5678"))
+        assert other.calls == 1
+        await cache.put("spent on abcd1234", "nonsense")
+        assert (await advisor(server, limits, cache=cache).consult(question())).calls == 1
+
+
+async def test_a_guard_that_dies_during_a_request_has_paid_for_it() -> None:
+    limits = Limits(input_price=100.0, output_price=100.0, max_cost=0.35, max_output_tokens=2000)
+    cache = MemoryCache()
+    async with serving(HANG) as server:
+        asking = asyncio.create_task(advisor(server, limits, cache=cache).consult(question()))
+        while not server.requests:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        told = await advisor(server, limits, cache=cache).consult(question())
+    assert told.calls == 1 and told.cost > 0.2
+    assert "could reach" in told.reason
+
+
 async def test_the_same_failure_is_paid_for_once() -> None:
     cache = MemoryCache()
     async with serving(says(GOOD)) as server:

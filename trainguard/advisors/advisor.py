@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from trainguard.advisors.completion import Completion, ModelRefusedError
@@ -26,13 +28,16 @@ _REMEMBERED = 1_000
 
 
 class AdviceCache(Protocol):
-    """Keeps answers by key, so that the same failure is paid for once. Give one that outlives the process."""
+    """Keeps answers by key, so that the same failure is paid for once, and what an incident has cost so far.
+
+    Give one that outlives the process.
+    """
 
     async def get(self, key: str) -> str | None:
         """Give the stored answer, None where there is none."""
 
     async def put(self, key: str, answer: str) -> None:
-        """Store an answer that passed every check."""
+        """Store an answer that passed every check, or what was spent."""
 
 
 class MemoryCache:
@@ -80,7 +85,7 @@ class Advisor:
         """Ask, and tell what it cost and why there is no advice."""
         if not wants_advice(question.diagnosis):
             return Consultation(reason="the rules are certain")
-        spending = self._spending(question.incident)
+        spending = await self._spending(question.incident)
         try:
             async with asyncio.timeout(self._limits.timeout):
                 return await self._consult(question, spending)
@@ -107,7 +112,8 @@ class Advisor:
             return _told(spending, advice=remembered).model_copy(update={"cached": True})
         await self._completion.load()
         async with connected(self._servers) as tools:
-            talk = Talk(self._completion, self._limits, spending, question, prompt, tools, masker)
+            keep = partial(self._cache.put, _purse(question.incident))
+            talk = Talk(self._completion, self._limits, spending, question, prompt, tools, masker, keep)
             answer = await talk.answer()
         advice = self._grounded(answer, question, prompt.marker, (*prompt.sent, *talk.learnt))
         named = masker.unmask(advice.cause)
@@ -135,12 +141,28 @@ class Advisor:
         parts = (VERSION, self._completion.model, what, *sorted(kind.value for kind in question.offered))
         return hashlib.sha256("\x00".join(parts).encode("utf-8", "replace")).hexdigest()
 
-    def _spending(self, incident: str) -> Spending:
-        spending = self._spent.setdefault(incident, Spending())
+    async def _spending(self, incident: str) -> Spending:
+        """What an incident has cost so far, by this process or by one before it."""
+        spending = self._spent.get(incident)
+        if spending is None:
+            spending = self._spent[incident] = _read(await self._cache.get(_purse(incident)))
         self._spent.move_to_end(incident)
         while len(self._spent) > _REMEMBERED:
             self._spent.popitem(last=False)
         return spending
+
+
+def _purse(incident: str) -> str:
+    """The key under which an incident's spending is kept; answers have hashes for keys."""
+    return f"spent on {incident}"
+
+
+def _read(stored: str | None) -> Spending:
+    try:
+        return Spending(**json.loads(stored)) if stored else Spending()
+    except (ValueError, TypeError):
+        logger.warning("what an incident has cost can't be read and is counted anew")
+        return Spending()
 
 
 def _told(spending: Spending, *, advice: Advice | None = None, reason: str = "") -> Consultation:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainguard.advisors.completion import Completion, ModelRefusedError, Reply, ToolRequest
@@ -24,13 +27,20 @@ class StoppedError(Exception):
     """The consultation ends without advice; the message says why."""
 
 
+@dataclass
 class Spending:
     """What one incident has cost so far."""
 
-    def __init__(self) -> None:
-        self.calls = self.input_tokens = self.output_tokens = self.tool_calls = 0
-        self.cost = 0.0
-        self.tools: list[str] = []
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    tool_calls: int = 0
+    cost: float = 0.0
+    tools: list[str] = field(default_factory=list)
+
+    def stored(self, reserved: float = 0.0) -> str:
+        """Write it down; `reserved` is what the request under way may cost: who dies meanwhile has paid it."""
+        return json.dumps({**asdict(self), "cost": self.cost + reserved})
 
 
 class Talk:
@@ -45,6 +55,7 @@ class Talk:
         prompt: Prompt,
         tools: EvidenceTools,
         masker: Masker,
+        keep: Callable[[str], Awaitable[None]],
     ) -> None:
         self._completion = completion
         self._limits = limits
@@ -53,6 +64,8 @@ class Talk:
         self._prompt = prompt
         self._tools = tools
         self._masker = masker
+        self._keep = keep
+        """Called with the spending, as it is stored, before and after each request."""
         self._messages: list[dict[str, Any]] = [
             {"role": "system", "content": prompt.system},
             {"role": "user", "content": prompt.user},
@@ -74,10 +87,11 @@ class Talk:
         """Ask; where the server is busy or away, wait as it says and ask again."""
         delay = BACK_OFF_SECONDS
         while True:
-            self._check_limits()
+            reserved = self._check_limits()
             try:
-                reply = await self._ask()
+                reply = await self._ask(reserved)
                 self._count(reply)
+                await self._keep(self._spending.stored())
                 return reply
             except UnreachableError as problem:
                 wait = delay if problem.retry_after is None else problem.retry_after
@@ -91,8 +105,9 @@ class Talk:
                     raise
                 self._schema = None
 
-    async def _ask(self) -> Reply:
+    async def _ask(self, reserved: float) -> Reply:
         self._spending.calls += 1
+        await self._keep(self._spending.stored(reserved))
         left = self._limits.max_tool_calls - self._spending.tool_calls
         last = self._spending.calls >= self._limits.max_calls
         return await self._completion.ask(
@@ -118,17 +133,20 @@ class Talk:
             ]
         return {"role": "tool", "tool_call_id": wanted.id, "content": marked(lines, self._prompt.marker)}
 
-    def _check_limits(self) -> None:
-        """Stop before a call that could go over a limit, not after it."""
+    def _check_limits(self) -> float:
+        """Stop before a call that could go over a limit, not after it. Gives the most that it may cost."""
         limits, spent = self._limits, self._spending
         if spent.calls >= limits.max_calls:
             raise StoppedError(f"the limit of {limits.max_calls} calls is reached")
         asking = sum(tokens_of(str(message.get("content", ""))) for message in self._messages)
         if spent.input_tokens + spent.output_tokens + asking + limits.max_output_tokens > limits.max_tokens:
             raise StoppedError(f"the limit of {limits.max_tokens} tokens would be passed")
-        expected = spent.cost + self._price(asking, limits.max_output_tokens)
-        if expected > limits.max_cost:
-            raise StoppedError(f"the cost could reach {expected:.4f}, and {limits.max_cost:g} is the limit")
+        expected = self._price(asking, limits.max_output_tokens)
+        if spent.cost + expected > limits.max_cost:
+            raise StoppedError(
+                f"the cost could reach {spent.cost + expected:.4f}, and {limits.max_cost:g} is the limit"
+            )
+        return expected
 
     def _count(self, reply: Reply) -> None:
         asked = sum(tokens_of(str(message.get("content", ""))) for message in self._messages)

@@ -1,4 +1,4 @@
-"""Answers of a language model that passed every check, so that the same failure is paid for once."""
+"""Answers of a language model that passed every check, so that the same failure is paid for once, and what was paid."""
 
 from __future__ import annotations
 
