@@ -15,7 +15,7 @@ import pytest
 
 from tests.schedulers.local_lab import LocalLab
 from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
-from trainguard.core.errors import AccessRefusedError, ConfigError, RefusedError
+from trainguard.core.errors import AccessRefusedError, ConfigError, RefusedError, SchedulerError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
 from trainguard.core.observation import Liveness, Observation
@@ -84,6 +84,28 @@ class TestWhatIsRead:
         assert seen.liveness is Liveness.UNKNOWN
         assert "Permission denied" in seen.reason
         assert "as the user who runs the job" in raised.value.remedy
+
+    @pytest.mark.parametrize("how", ["a file", "a loop of links", "gone"])
+    async def test_a_folder_of_logs_that_cant_be_read_is_said_and_the_job_still_seen(
+        self, lab: LocalLab, how: str
+    ) -> None:
+        job = await lab.start(Workload.HEALTHY)
+        await until_seen(lab, job, Liveness.RUNNING)
+        await lab.kill_supervisor(job)
+        logs = lab.real(job) / "logs"
+        logs.rename(logs.with_name("logs-elsewhere"))
+        if how == "a file":
+            logs.write_text("no folder")
+        elif how == "a loop of links":
+            logs.symlink_to("logs")
+        access = await lab.scheduler.validate(job)
+        assert access.job_seen
+        assert not access.logs_readable
+        assert any("/logs: " in warning for warning in access.warnings), access.warnings
+        with pytest.raises(SchedulerError, match="/logs: "):
+            await lab.scheduler.logs(job)
+        seen = (await lab.scheduler.observe([job]))[job.ref]
+        assert seen.liveness is Liveness.RUNNING
 
     async def test_a_garbage_state_is_mended_by_the_restart_that_is_asked_for(self, lab: LocalLab) -> None:
         job = await lab.start(Workload.HEALTHY)
