@@ -423,3 +423,12 @@ def test_a_jobset_that_its_operator_restarted_is_another_incarnation() -> None:
 @pytest.mark.parametrize("text", ["", None, 3, "yesterday", "2026-13-01T00:00:00Z"])
 def test_a_time_that_is_none_is_none(text: object) -> None:
     assert seconds(text) is None
+
+
+@pytest.mark.parametrize("before", [0, 470, 490, 498])
+def test_a_secret_in_a_containers_last_words_is_masked_before_they_are_cut(before: int) -> None:
+    secret = "ghp_x7Qabcdefghijklmnopqrstuvwxyz0123456789"
+    state = ended(1)
+    state["terminated"]["message"] = "x" * before + f" {secret} was refused"
+    told = read(pod("Failed", state=state))
+    assert "x" * before in told.reason and "ghp_" not in told.reason

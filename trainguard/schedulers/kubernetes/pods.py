@@ -6,10 +6,11 @@ https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainguard.core.masking import mask
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.node_view import NodeView, read_node
@@ -235,13 +236,18 @@ def _reason(pod: Object, last: dict[str, Any] | None) -> str:
         parts.append(reading.said(found))
     if last is not None:
         parts.append(f"{last.get('reason') or 'Error'}, exit code {last.get('exitCode')}")
-        parts.append(str(last.get("message") or "")[:500])
+        parts.append(_said(last))
     for container in containers(pod):
-        parts.append(str((_state(container, "waiting") or {}).get("message") or "")[:500])
+        parts.append(_said(_state(container, "waiting") or {}))
     scheduled = reading.condition(pod, "PodScheduled")
     if scheduled is not None and scheduled.get("status") == "False":
         parts.append(str(scheduled.get("message") or ""))
     return "; ".join(reading.distinct(parts))
+
+
+def _said(state: Mapping[str, Any]) -> str:
+    """What a container's state says, often the end of its log: masked before it is cut through a secret."""
+    return mask(str(state.get("message") or ""))[:500]
 
 
 def _loops(pod: Object, scene: Scene) -> tuple[bool, bool]:

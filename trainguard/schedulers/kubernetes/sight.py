@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from trainguard.core.errors import ConfigError, NotFoundError, SchedulerError
 from trainguard.core.job import Job, JobRef
+from trainguard.core.masking import mask
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
@@ -294,7 +295,7 @@ class ClusterSight:
             source=source,
             liveness=told.liveness,
             native=told.native,
-            reason=told.reason[:2000],
+            reason=mask(told.reason)[:2000],
             incarnation=incarnation(ref, obj, told, native_id),
             exit_code=told.exit_code,
             exit_signal=told.exit_signal,
@@ -303,7 +304,7 @@ class ClusterSight:
             bad_nodes=told.bad_nodes,
             restart_underway=told.restart_underway,
             stuck=told.stuck,
-            warning=told.warning[:2000],
+            warning=mask(told.warning)[:2000],
             memory_limit=memory_limit(kind, obj, pods),
             time_limit=time_limit(kind, obj),
         )
