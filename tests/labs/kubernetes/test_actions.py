@@ -600,6 +600,58 @@ async def test_what_one_process_began_another_finishes_without_sharing_anything(
     await until(twice)
 
 
+async def test_a_job_whose_quota_is_full_as_long_as_it_is_there_is_made_again(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    """The trial is refused, and so is the creation until the quota is counted anew."""
+    job = await started(kubectl, namespace, "crash")
+    await kubectl("-n", namespace, "create", "quota", "one", "--hard=count/jobs.batch=1")
+
+    async def full() -> bool | None:
+        quota = await kubectl.get("quota", "one", "-n", namespace)
+        return True if quota["status"].get("used") == {"count/jobs.batch": "1"} else None
+
+    await until(full)
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE, outcome
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice)
+
+
+async def test_a_namespace_that_is_deleted_meanwhile_is_the_end_of_it(
+    make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    scheduler = make_scheduler(action_seconds=2.0)
+    job = await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    pod = await pod_of(kubectl, namespace)
+    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", keep)
+    mark = fence()
+    begun = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), mark)
+    assert begun.status is OutcomeStatus.UNKNOWN
+    with pytest.raises(UnreachableError, match="being deleted"):
+        await scheduler.find(job, mark)
+    await kubectl("delete", "namespace", namespace, "--wait=false")
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", json.dumps({"metadata": {"finalizers": None}}))
+
+    async def ended() -> Outcome | None:
+        try:
+            return await scheduler.find(job, mark)
+        except UnreachableError:
+            return None
+
+    found = await until(ended)
+    assert (found.status, f"namespace {namespace} was deleted" in found.detail) == (
+        OutcomeStatus.REFUSED,
+        True,
+    ), found
+
+
 async def test_a_failed_job_that_was_removed_is_made_again_from_what_was_seen(
     scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
 ) -> None:
