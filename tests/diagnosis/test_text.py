@@ -11,7 +11,7 @@ from trainguard.core.diagnosis.text import Clock, clean, head
     ("line", "body", "rank", "node"),
     [
         ("[rank3]: KeyError: 'x'", "KeyError: 'x'", 3, ""),
-        ("[default7]:  iteration 5", " iteration 5", 7, ""),
+        ("[default7]:  iteration 5", "iteration 5", 7, ""),
         ("[1,3]<stderr>: boom", "boom", 3, ""),
         ("12: boom", "boom", 12, ""),
         ("worker-3: boom", "boom", None, "worker-3"),
@@ -32,6 +32,10 @@ from trainguard.core.diagnosis.text import Clock, clean, head
             "",
         ),
         ("53%|█████     | 3521/6607 [21:27<18:47,  2.74it/s]boom", "boom", None, ""),
+        ("2024-05-01 10:11:12 10.0.0.9 [2] KeyError: 'x'", "KeyError: 'x'", None, ""),
+        ("algo-1-cf199_1  | TypeError: x", "TypeError: x", None, ""),
+        ('{"level": "error", "msg": "KeyError: x"}', 'KeyError: x"}', None, ""),
+        ("we met a KeyError: x", "we met a KeyError: x", None, ""),
     ],
 )
 def test_a_prefix_says_who_speaks_and_leaves_the_message(

@@ -38,7 +38,7 @@ _HELP = re.compile(r"\s*(?:[Uu]sage: |-{1,2}[A-Za-z][\w-]*(?:[ ,=]|$)|#\s?(?:TOD
 _ENVIRONMENT = re.compile(r"\s*(?:export |declare -x |set |setenv |env: )?[A-Z][A-Z0-9_]{2,}=")
 _ARGUMENTS = re.compile(
     r"\s*(?:\w*(?:[Nn]amespace|[Aa]rguments?|[Aa]rgs|[Cc]onfig|[Hh][Pp]arams|[Ss]ettings|OmegaConf))\s?[=:(]\s?[\[{(\w]"
-    r"|\s+[a-z][a-z0-9_]* \.{3,}\s"
+    r"|\s*[a-z][a-z0-9_]* \.{3,}\s"
 )
 _KEYED = re.compile(
     r"[\s{,\[(-]*[\"']?(?P<key>[A-Za-z_][\w.\- ]{0,60}?)[\"']?\s?[:=]\s?(?P<value>[\"'\[{].*)$"

@@ -101,6 +101,26 @@ _PREFIXES = tuple(
     )
 )
 _MAX_PREFIXES = 8
+_BEGINNING = re.compile(
+    r"(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{1,60}(?:Error|Exception|Exit|Interrupt|Iteration|Fault|Timeout|NotFound)(?::\s|:?$)"
+    r"|Traceback \(most recent call last|File \"[^\"\n]{1,400}\", line \d|panic: |terminate called |Segmentation fault|"
+    r"FATAL: {3}|thread '[^']{1,60}' (?:\(\d+\) )?panicked|Killed\s*$"
+)
+"""How messages begin that are known by their beginning."""
+_TOKEN = re.compile(
+    r"(?:\[\d{1,2}(?:;\d{1,3}){0,3}m|\[[^\]\[]{0,80}\]|\([^()]{0,80}\)|<[^<>]{0,60}>|[|\u2500-\u257f>*!#:-]{1,4}"
+    r"|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|stderr|stdout|remote|local|[FPEWI]|"
+    + _MONTH
+    + r"|[A-Z]{4,8})(?![\w.-])"
+    r"|[\d:.,/+TZ_-]{1,40}(?![\w])"
+    r"|[\w./@-]{1,60}(?=\s{0,12}[|:\[<]|\s#|\s-\s|\s[\w./-]{1,40}\[\d{1,9}\]:))\s{0,40}"
+)
+"""One piece of what may stand before a message: brackets, numbers, levels, a name and its colon; never a sentence."""
+_FAR = 160
+"""So far into a line a message may begin."""
+_JSON = re.compile(
+    r'^\{.{0,400}?"(?:msg|message|log|text|line|textPayload|error|exception|event|body)"\s?:\s?"'
+)
 
 
 def clean(raw: bytes) -> str:
@@ -118,7 +138,24 @@ def head(text: str) -> Head:
     for _ in range(_MAX_PREFIXES):
         if not _strip_one(found):
             break
+    found.body = _beginning(found.body.lstrip())
     return found
+
+
+def _beginning(body: str) -> str:
+    """The message behind a prefix of no known form, or inside a line of JSON."""
+    if body[:1] == "{":
+        body = body[found.end() :] if (found := _JSON.match(body)) else body
+    start = _BEGINNING.search(body, 0, _FAR * 3)
+    if start is None or not 0 < start.start() <= _FAR:
+        return body
+    at = 0
+    while at < start.start():
+        token = _TOKEN.match(body, at, start.start() + 1)
+        if token is None:
+            return body
+        at = token.end()
+    return body[start.start() :] if at == start.start() else body
 
 
 _STARTS = {
