@@ -13,7 +13,6 @@ from trainguard.tasks.collect import collect_evidence, find_root_cause
 from trainguard.tasks.context import current_guard
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident
-from trainguard.tasks.report import show_incident_report
 from trainguard.tasks.subflow import steps
 from trainguard.tasks.tell import tell_opened
 
@@ -25,7 +24,7 @@ from trainguard.tasks.tell import tell_opened
     validate_parameters=False,
 )
 async def diagnose(incident_id: str, job_name: str) -> State[Any] | None:
-    """Collect evidence, find the root cause, ask the model only where rules can't tell, publish the report."""
+    """Collect evidence, find the root cause, ask the model only where rules can't tell. `recover` shows the report."""
     del job_name  # only names the run
     return await steps(_diagnose(incident_id))
 
@@ -40,4 +39,3 @@ async def _diagnose(incident_id: str) -> None:
     await durably(tell_opened, incident, found)
     incident = incident.advanced(IncidentState.DIAGNOSED, fingerprint=found.fingerprint)
     await durably(context.ledger.update_incident, context.lease, incident)
-    await show_incident_report(incident.id)

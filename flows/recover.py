@@ -24,6 +24,7 @@ from trainguard.tasks.ask import (
     resume,
     wait_for_answer,
 )
+from trainguard.tasks.beside import Beside
 from trainguard.tasks.context import current_guard
 from trainguard.tasks.decide import make_plan, nothing_to_do
 from trainguard.tasks.durable import durably
@@ -42,7 +43,7 @@ from trainguard.tasks.verify import verify
     validate_parameters=False,
 )
 async def recover(incident_id: str, job_name: str) -> State[Any] | None:
-    """Take an incident from where it stands to its end."""
+    """Take an incident from where it stands to its end. Its report is shown beside that, never waited for."""
     del job_name  # only names the run
     return await steps(_recover(incident_id))
 
@@ -50,11 +51,13 @@ async def recover(incident_id: str, job_name: str) -> State[Any] | None:
 async def _recover(incident_id: str) -> None:
     context = current_guard()
     incident = await durably(the_incident, context, incident_id)
-    while not incident.state.closed:
-        incident = await _STEPS[incident.state](incident)
-        await durably(context.ledger.update_incident, context.lease, incident)
-        await show_incident_report(incident.id)
-    await durably(tell_closed, incident)
+    async with Beside() as beside:
+        beside.do(show_incident_report(incident.id))
+        while not incident.state.closed:
+            incident = await _STEPS[incident.state](incident)
+            await durably(context.ledger.update_incident, context.lease, incident)
+            beside.do(show_incident_report(incident.id))
+        await durably(tell_closed, incident)
 
 
 async def _decide(incident: Incident) -> Incident:

@@ -16,7 +16,7 @@ from trainguard.core.errors import SchedulerError
 from trainguard.core.evidence import Evidence, EvidenceKind
 from trainguard.core.incident import Incident
 from trainguard.core.masking import mask
-from trainguard.core.observation import LogSource
+from trainguard.core.observation import LogSource, Observation
 from trainguard.core.signal_meaning import meaning_of
 from trainguard.core.verdict import Diagnosis, FaultClass
 from trainguard.schedulers.sharing import answered
@@ -34,14 +34,18 @@ async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
     """Save what the scheduler and the logs tell before anything is stopped. Masked, then stored."""
     context = current_guard()
     assert context.observation is not None
-    try:
-        found = await answered(context.scheduler.collect(context.job, context.observation), COLLECT_SECONDS)
-    except SchedulerError as problem:
-        found = [_unreadable(context, f"evidence could not be collected: {problem}")]
-    found = [*found, *await _gate_evidence(context)]
-    evidence = tuple(item.model_copy(update={"text": mask(item.text)}) for item in found)
+    told, gate = await asyncio.gather(_told(context, context.observation), _gate_evidence(context))
+    evidence = tuple(item.model_copy(update={"text": mask(item.text)}) for item in (*told, *gate))
     await durably(context.ledger.add_evidence, context.lease, incident.id, evidence)
     return evidence
+
+
+async def _told(context: GuardContext, observation: Observation) -> Sequence[Evidence]:
+    """What the scheduler and the logs tell."""
+    try:
+        return await answered(context.scheduler.collect(context.job, observation), COLLECT_SECONDS)
+    except SchedulerError as problem:
+        return [_unreadable(context, f"evidence could not be collected: {problem}")]
 
 
 @task(name="find root cause", cache_policy=NO_CACHE, persist_result=False)
