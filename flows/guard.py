@@ -43,7 +43,7 @@ from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, 
 from trainguard.tasks.report import show_guard_page
 from trainguard.tasks.subflow import run_subflow, tidy_up
 from trainguard.tasks.succession import call_successor
-from trainguard.tasks.tell import tell_signals
+from trainguard.tasks.tell import tell_missed_end, tell_signals
 from trainguard.tasks.wait import TimeIsUpError, ending, time_is_up, wait_for_news
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ async def _watch(
     context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
 ) -> State[Any]:
     await _show(context, "Enabled")
+    await tell_missed_end(context)
     for incident_id in await unfinished_incidents(context):
         await _handle(context, incident_id)
     while True:

@@ -50,6 +50,9 @@ def tell_unrecorded(context: GuardContext, message: Message) -> None:
 @asynccontextmanager
 async def delivering(context: GuardContext) -> AsyncIterator[None]:
     """Send what is to be sent, and again what nobody took, while the guard stands. What is left waits for the next."""
+    if not context.notifiers:
+        yield
+        return
     task = asyncio.create_task(_deliver(context), name=f"messages about {context.job.name}")
     try:
         yield
@@ -95,9 +98,10 @@ async def _round(context: GuardContext) -> float | None:
         while outbox.later:
             await post(context, *outbox.later[0])
             outbox.later.pop(0)
-        while (posted := await ledger.take_message(key, context.clock())) is not None:
-            await _send(context, posted)
-        due = await ledger.message_due(key, context.clock())
+        while (due := await ledger.message_due(key, context.clock())) is not None and due <= context.clock():
+            posted = await ledger.take_message(key, context.clock())
+            if posted is not None:  # else another guard was quicker
+                await _send(context, posted)
     except TrainguardError as problem:
         logger.warning("messages wait for the ledger: %s", problem)
         return RECORD_SECONDS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from trainguard.core.alerts import GIVEN_UP
 from trainguard.core.decision import ApprovalRequest
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident
@@ -72,6 +73,13 @@ async def tell_closed(incident: Incident) -> None:
     await post(
         context, incident.id, incident_ended(context.job, incident, found, plan, links=_links(context))
     )
+
+
+async def tell_missed_end(context: GuardContext) -> None:
+    """Tell how the newest incident ended, where a guard died before it could. Told already, it is not told again."""
+    for incident in await context.ledger.incidents(context.job.key, limit=1):
+        if incident.closed_at is not None and context.clock() - incident.closed_at < GIVEN_UP:
+            await tell_closed(incident)
 
 
 async def tell_signals(context: GuardContext, signals: tuple[Signal, ...]) -> None:

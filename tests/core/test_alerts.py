@@ -6,7 +6,7 @@ from itertools import cycle, islice
 
 import pytest
 
-from trainguard.core.alerts import admitted
+from trainguard.core.alerts import admitted, due
 from trainguard.core.messages import Message, MessageKind, Severity
 
 
@@ -53,3 +53,9 @@ def test_no_limit_is_ever_passed_and_the_last_message_says_that_it_is_the_last(l
     assert all("nothing more is told" in one.body for one in told[-1:])
     if limit:
         assert told[0].kind is MessageKind.BLIND
+
+
+def test_a_clock_that_was_set_back_holds_up_no_message() -> None:
+    assert due(1000.0, 1060.0, 1061.0) == 1120.0
+    assert due(1000.0, 1060.0, 500.0) == 500.0
+    assert due(1000.0, 0.0, 500.0) == 500.0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import delete
 
 from tests.advisors.scripted_server import Answer, serving
 from tests.flows.simulation import Simulation, until
 from trainguard.blocks.notifier import SlackWebhook
 from trainguard.core import decision
 from trainguard.core.policy import Policy, Preset
+from trainguard.ledger import tables
+from trainguard.ledger.ledger import Ledger
 from trainguard.tasks import deliver
 from trainguard.testing.simulated import Fault, FaultKind
 
@@ -35,5 +38,15 @@ async def test_a_question_and_an_end_that_no_channel_took_are_told_when_one_take
         assert await simulation.answer(question, decision.Answer.APPROVE)
         state = await guarding
         assert state.message == "succeeded, recovered 1 time"
+        assert server.requests[-1].json["text"].startswith("Recovered")
+        await forget_the_end()
+        await simulation.guard(notifiers=[slack])
         titles = [request.json["text"].partition(":")[0] for request in server.requests[4:]]
-    assert sorted(titles) == ["Approval needed", "Job failure", "Recovered"]
+    assert sorted(titles) == ["Approval needed", "Job failure", "Recovered", "Recovered"]
+
+
+async def forget_the_end() -> None:
+    """Leave the ledger as a guard leaves it that dies between closing an incident and telling its end."""
+    ended = delete(tables.notifications).where(tables.notifications.c.kind == "ended")
+    async with await Ledger.open() as ledger:
+        await ledger._write(lambda tx: tx.execute(ended))

@@ -16,6 +16,7 @@ from tests.ledger import facts
 from trainguard.blocks.notifier import NotifierBlock
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.health import Health
+from trainguard.core.incident import IncidentState
 from trainguard.core.job import Incarnation
 from trainguard.core.messages import Message, MessageKind
 from trainguard.core.observation import Liveness, Observation
@@ -27,7 +28,14 @@ from trainguard.tasks.context import GuardContext, guarding
 from trainguard.tasks.deliver import await_delivery, delivering, post, post_later
 from trainguard.tasks.durable import durably
 from trainguard.tasks.outbox import Outbox
-from trainguard.tasks.tell import tell_asked, tell_closed, tell_opened, tell_record, tell_signals
+from trainguard.tasks.tell import (
+    tell_asked,
+    tell_closed,
+    tell_missed_end,
+    tell_opened,
+    tell_record,
+    tell_signals,
+)
 
 
 class Channel(NotifierBlock):
@@ -166,6 +174,34 @@ async def test_a_question_that_was_answered_meanwhile_is_not_announced(tmp_path:
         async with delivering(context):
             await await_delivery(context)
         assert channel.got == []
+
+
+async def test_an_end_that_a_dead_guard_did_not_tell_is_told_by_the_next_once(tmp_path: Path) -> None:
+    async with await opened(tmp_path) as ledger:
+        await failed_job(ledger)
+        lease = await ledger.acquire_lease(facts.KEY, "guard-1", facts.NOW, 600)
+        ended = facts.incident(state=IncidentState.UNRECOVERABLE, closed_at=facts.NOW + 60, outcome="refused")
+        await ledger.update_incident(lease, ended)
+        channel = Channel()
+        context = guard(ledger, channel, clock=lambda: facts.NOW + 100)
+        async with delivering(context):
+            with guarding(context):
+                await tell_missed_end(context)
+                await await_delivery(context)
+                await tell_missed_end(context)
+                await await_delivery(context)
+        assert [message.title for message in channel.got] == ["Not recoverable: llama"]
+        later = guard(ledger, channel, clock=lambda: facts.NOW + 100_000)
+        with guarding(later):
+            await tell_missed_end(later)
+        assert await ledger.message_due(facts.KEY, facts.NOW + 100_000) is None
+
+
+async def test_a_guard_without_channels_asks_its_ledger_for_nothing() -> None:
+    context = guard(cast(Ledger, None))
+    async with delivering(context):
+        await post(context, "inc00001", a_message())
+        await await_delivery(context)
 
 
 async def test_a_channel_that_hangs_holds_up_nobody(tmp_path: Path) -> None:

@@ -31,8 +31,11 @@ def admitted(message: Message, used: int, limit: int) -> Message | None:
     return message.model_copy(update={"body": f"{message.body}\n{note}".lstrip("\n")})
 
 
-def due(posted_at: float, tried_at: float) -> float:
-    """Say when a message is tried (again): at once, then ever more rarely. `tried_at` 0 for never."""
-    if tried_at <= 0:
-        return posted_at
+def due(posted_at: float, tried_at: float, now: float) -> float:
+    """Say when a message is tried (again): at once, then ever more rarely. `tried_at` 0 for never.
+
+    After a clock was set back what was tried "later" is due.
+    """
+    if tried_at <= 0 or tried_at > now:
+        return min(posted_at, now)
     return tried_at + min(max(tried_at - posted_at, FIRST_WAIT), LONGEST_WAIT)

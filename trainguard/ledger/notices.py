@@ -62,7 +62,7 @@ class Notices(Store):
         async def work(tx: AsyncConnection) -> Posted | None:
             await lock_job(tx, job_key)
             for row in await _unsent(tx, job_key, at):
-                if row.noted_at <= at < due(row.posted_at, row.noted_at):
+                if due(row.posted_at, row.noted_at, at) > at:
                     continue
                 await tx.execute(_one(update, job_key, row.incident, row.kind).values(noted_at=at))
                 return Posted(about=row.incident, message=tables.load(Message, row.body))
@@ -75,7 +75,7 @@ class Notices(Store):
 
         async def work(tx: AsyncConnection) -> float | None:
             return min(
-                (due(row.posted_at, row.noted_at) for row in await _unsent(tx, job_key, at)), default=None
+                (due(row.posted_at, row.noted_at, at) for row in await _unsent(tx, job_key, at)), default=None
             )
 
         return await self._read(work)
