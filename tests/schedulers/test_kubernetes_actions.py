@@ -174,7 +174,7 @@ async def test_a_namespace_that_is_deleted_meanwhile_ends_it(
     refuse(kube, status, text, lambda asked: asked.creates)
     outcome = await process.actions.perform(JOB, restart(), FENCE)
     assert (outcome.status, "namespace ml" in outcome.detail) == (OutcomeStatus.REFUSED, True)
-    assert not process.store.load("ml/Job/train")
+    assert process.store.load("ml/Job/train") is None
 
 
 async def test_old_pods_that_take_long_to_go_lose_nothing(
@@ -413,3 +413,46 @@ def replica(state: Object) -> Object:
         "spec": {"nodeName": "n1", "restartPolicy": "Always"},
         "status": {"phase": "Running", "conditions": [up], "containerStatuses": [container]},
     }
+
+
+CRON_JOBS = "/apis/batch/v1/namespaces/ml/cronjobs"
+CRON = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/CronJob/nightly"), name="nightly")
+
+
+@pytest.mark.parametrize("older", [False, True])
+async def test_the_job_of_a_cron_job_is_not_lost_between_deletion_and_creation(
+    kube: FakeKube, process: Process, tmp_path: Path, older: bool
+) -> None:
+    owner = {"kind": "CronJob", "name": "nightly", "uid": "cron", "controller": True}
+    kube.add(CRON_JOBS, {"metadata": {"name": "nightly", "namespace": "ml", "uid": "cron"}, "spec": {}})
+    del kube.objects[f"{JOBS}/train"]
+    kube.add(JOBS, failed_job(name="nightly-2", ownerReferences=[owner]))
+    if older:
+        before = failed_job(name="nightly-1", uid="older", creationTimestamp="2026-01-01T00:00:00Z")
+        before["metadata"]["ownerReferences"] = [owner]
+        kube.add(JOBS, before)
+    left = refuse(kube, 403, "exceeded quota", lambda asked: asked.creates)
+    action = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=CRON.ref, token="old"))
+    assert (await process.actions.perform(CRON, action, FENCE)).status is OutcomeStatus.UNKNOWN
+    other = Process(kube, tmp_path)
+    told = (await other.sight.observe([CRON]))[CRON.ref]
+    assert (told.native, told.restart_underway) == ("Recreating", True)
+    left[0] = 0
+    found = await other.actions.find(CRON, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert kube.objects[f"{JOBS}/nightly-2"]["metadata"]["uid"] != "old"
+    again = await process.actions.find(CRON, FENCE)
+    assert again is not None
+    assert again.status is OutcomeStatus.DONE
+    await other.sight.close()
+
+
+async def test_what_was_kept_of_an_earlier_object_says_nothing_of_a_later_one(
+    kube: FakeKube, process: Process
+) -> None:
+    refuse(kube, 403, "exceeded quota", lambda asked: asked.creates)
+    await process.actions.perform(JOB, restart(), FENCE)
+    assert process.sight.being_remade("ml/Job/train")
+    assert process.sight.being_remade("ml/Job/train", "old")
+    assert not process.sight.being_remade("ml/Job/train", "made by hand since")

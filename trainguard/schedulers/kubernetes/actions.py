@@ -69,56 +69,51 @@ class Actions:
         return found
 
     async def _find(self, job: Job, fence: Fence) -> Outcome | None:
-        name = _name_of(job)
+        kept = self._store.load(_name_of(job).id)
+        saved = kept if kept is not None and kept.fence == fence.token else None
         try:
-            name = await resolve(self._api, name)
+            # a CronJob's newest Job may be another one while this one is being made again
+            name = await resolve(self._api, _name_of(job) if saved is None else saved.name)
             obj = await self._api.get(name.kind, name.namespace, name.name)
         except NotFoundError:
-            return await self._find_gone(job, name, fence)
+            return await self._nodes.find(fence) if saved is None else await self._finish(job, saved)
         if fence.token not in reading.fences(obj):
-            self._forget(name, fence)
+            self._forget(saved)
             return await self._nodes.find(fence)
         intent = _intent(obj, fence)
         if intent is None:
             return _done(fence, "an action after it has been done since")
         if intent["action"]["kind"] in REMAKES and not name.kind.rolls:
-            return await self._find_remade(job, name, obj, fence, intent)
+            return await self._find_remade(job, name, obj, fence, intent, saved)
         await self._delete_pods(obj, fence)
         return _done(fence, f"{intent['action']['kind']} is on record at {name.id}")
 
-    async def _find_gone(self, job: Job, name: JobName, fence: Fence) -> Outcome | None:
-        saved = self._store.load(name.id)
-        if saved is not None and saved.fence == fence.token:
-            return await self._finish(job, name, saved)
-        return await self._nodes.find(fence)
-
-    def _forget(self, name: JobName, fence: Fence) -> None:
-        """Drop what was kept for an object that is still there: its deletion never came."""
-        saved = self._store.load(name.id)
-        if saved is not None and saved.fence == fence.token:
-            self._store.drop(name.id)
+    def _forget(self, saved: Saved | None) -> None:
+        """Drop what was kept for an object that is still there: its deletion never came, or it is made."""
+        if saved is not None:
+            self._store.drop(saved.job_id)
 
     async def _find_remade(
-        self, job: Job, name: JobName, obj: Object, fence: Fence, intent: Object
+        self, job: Job, name: JobName, obj: Object, fence: Fence, intent: Object, saved: Saved | None
     ) -> Outcome | None:
         if intent["action"]["incarnation"]["token"].partition("/")[0] != reading.uid(obj):
+            self._forget(saved)
             return _done(fence, f"{name.id} was made again as {reading.uid(obj)}")
         if not reading.deleting(obj):
-            self._forget(name, fence)
+            self._forget(saved)
             return None  # marked and no more: nothing happened
-        saved = self._store.load(name.id)
-        if saved is None or saved.fence != fence.token:
+        if saved is None:
             # another process began it: what it deletes is still there to be read
             action = Action.model_validate(intent["action"])
             saved = self._remaker.keep(job, name, obj, action, fence)
-        return await self._finish(job, name, saved)
+        return await self._finish(job, saved)
 
-    async def _finish(self, job: Job, name: JobName, saved: Saved) -> Outcome:
-        self._sight.remaking.add(name.id)
+    async def _finish(self, job: Job, saved: Saved) -> Outcome:
+        self._sight.remaking.add(saved.job_id)
         try:
-            return await self._remaker.finish(job, name, saved)
+            return await self._remaker.finish(job, saved)
         finally:
-            self._sight.remaking.discard(name.id)
+            self._sight.remaking.discard(saved.job_id)
 
     async def _act(self, job: Job, action: Action, fence: Fence) -> Outcome:
         name = _name_of(job)
@@ -140,11 +135,11 @@ class Actions:
             return await self._resize(job, target, action, fence)
         if target.name.kind.rolls:
             return await self._roll(job, target, action, fence)
-        self._sight.remaking.add(target.name.id)
+        self._sight.remaking.add(name.id)
         try:
             return await self._remaker.begin(job, target, action, fence)
         finally:
-            self._sight.remaking.discard(target.name.id)
+            self._sight.remaking.discard(name.id)
 
     def _forbid_healed(self, job: Job, target: Target) -> None:
         """Refuse to restart what the guard last saw dead and what runs now, as the same incarnation.

@@ -23,7 +23,7 @@ from trainguard.core.errors import (
 from trainguard.core.job import Job
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
-from trainguard.schedulers.kubernetes.kinds import KINDS, JobName
+from trainguard.schedulers.kubernetes.kinds import KINDS, JobName, parse_job_id
 from trainguard.schedulers.kubernetes.manifest import changed, cleaned, marked
 from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import own_pods
@@ -49,21 +49,21 @@ class Remaker:
         """Try it out, mark the old object, delete it, and go on to `finish`."""
         manifest = self._manifest(job, target, action, fence)
         await self._rehearse(target, manifest, fence)
-        saved = Saved(target.name.id, reading.uid(target.obj), fence.token, manifest)
+        saved = Saved(_key(job), reading.uid(target.obj), fence.token, manifest)
         self._store.save(saved)
         try:
             await self._delete(job, target, action, fence)
         except (RefusedError, AccessRefusedError, NotFoundError):
-            self._store.drop(target.name.id)
+            self._store.drop(saved.job_id)
             raise
-        return await self.finish(job, target.name, saved)
+        return await self.finish(job, saved)
 
     def keep(self, job: Job, name: JobName, obj: Object, action: Action, fence: Fence) -> Saved:
         """Keep what an object that is being deleted is to be made again from."""
         manifest = changed(name.kind, cleaned(name.kind, obj), action, job)
         notes = marked(obj, fence, action, action.incarnation.attempt + 1)
         manifest["metadata"].setdefault("annotations", {}).update(notes)
-        saved = Saved(name.id, reading.uid(obj), fence.token, manifest)
+        saved = Saved(_key(job), reading.uid(obj), fence.token, manifest)
         self._store.save(saved)
         return saved
 
@@ -74,9 +74,9 @@ class Remaker:
         fresh = changed(name.kind, cleaned(name.kind, manifest), action, job)
         notes = marked(manifest, fence, action, action.incarnation.attempt + 1)
         fresh["metadata"].setdefault("annotations", {}).update(notes)
-        saved = Saved(name.id, action.incarnation.token.partition("/")[0], fence.token, fresh)
+        saved = Saved(_key(job), action.incarnation.token.partition("/")[0], fence.token, fresh)
         self._store.save(saved)
-        return await self.finish(job, name, saved)
+        return await self.finish(job, saved)
 
     def _manifest(self, job: Job, target: Target, action: Action, fence: Fence) -> Object:
         manifest = changed(
@@ -138,7 +138,7 @@ class Remaker:
             forbid(target, action)
         return target
 
-    async def finish(self, job: Job, name: JobName, saved: Saved) -> Outcome:
+    async def finish(self, job: Job, saved: Saved) -> Outcome:
         """Wait until the old one is gone, then create the new one. Does nothing twice.
 
         The old one is deleted: whatever is refused from here on is tried again, else the job would be lost.
@@ -146,13 +146,13 @@ class Remaker:
         until, pause, why = time.monotonic() + self._deadline, 0.1, "time ran out"
         while time.monotonic() < until:
             try:
-                done = await self._step(job, name, saved)
+                done = await self._step(job, saved.name, saved)
             except LostAnswerError as error:
                 return _outcome(saved, OutcomeStatus.UNKNOWN, f"the answer to the creation was lost: {error}")
             except SchedulerError as error:
                 done = str(error)
             if isinstance(done, Outcome):
-                self._store.drop(name.id)
+                self._store.drop(saved.job_id)
                 return done
             why = done
             await asyncio.sleep(pause)
@@ -227,6 +227,10 @@ class Remaker:
             detail=f"{name.id} was made again as {reading.uid(obj)}",
             incarnation=incarnation(job.ref, obj, told, native_id),
         )
+
+
+def _key(job: Job) -> str:
+    return parse_job_id(job.ref.id).id
 
 
 def _namespace_ends(error: SchedulerError, namespace: str) -> bool:

@@ -105,9 +105,15 @@ class ClusterSight:
         """Give what was last read of a job."""
         return self._last.get(ref, ("", None))[1]
 
-    def being_remade(self, job_id: str) -> bool:
-        """Whether a job that is not there is being made again: by this process now, or by what was kept of it."""
-        return job_id in self.remaking or self._store.load(job_id) is not None
+    def being_remade(self, job_id: str, uid: str = "") -> bool:
+        """Whether a job that is not there is being made again: by this process now, or by what was kept of it.
+
+        `uid` is that of its last object, where it was seen: what was kept may be of an earlier one.
+        """
+        if job_id in self.remaking:
+            return True
+        saved = self._store.load(job_id)
+        return saved is not None and uid in ("", saved.uid)
 
     def informer(self, kind: Kind, namespace: str) -> Informer:
         """Give the informer of a kind in a namespace, begun."""
@@ -174,11 +180,16 @@ class ClusterSight:
                 return self._missing(ref, name, informer)
             if not pods.seeing and pods.sight is not Sight.FORBIDDEN:
                 return self._unknown(ref, f"pods: {pods.error or 'the watch is being opened again'}")
+            if name.kind.name == "CronJob" and self.being_remade(name.id):
+                return self._recreating(ref)  # its newest Job may be an older one by now
             said = self._said(ref, name, obj, str(informer.sight))
             if said is not None:
                 return said
-            await asyncio.gather(*(one.refresh(REFRESH_PATIENCE) for one in self._sources(name)))
+            await self._refresh(name)
         return self._silent(ref, name)
+
+    async def _refresh(self, name: JobName) -> None:
+        await asyncio.gather(*(one.refresh(REFRESH_PATIENCE) for one in self._sources(name)))
 
     def _sources(self, name: JobName) -> list[Informer]:
         """Give the informers that a reading of a job rests on and that see."""
@@ -222,9 +233,9 @@ class ClusterSight:
 
     def _missing(self, ref: JobRef, name: JobName, informer: Informer) -> Observation:
         """Tell finished and vanished, deleted by somebody, being made again, and never heard of apart."""
-        if self.being_remade(name.id):
-            return self._recreating(ref)
         gone = informer.deleted(name.namespace, name.name)
+        if self.being_remade(name.id, reading.uid(gone or {})):
+            return self._recreating(ref)
         if gone is None:
             return Observation(
                 job=ref, at=time.time(), source=str(informer.sight), liveness=Liveness.GONE, native="NotFound"
@@ -267,7 +278,11 @@ class ClusterSight:
             return last
         try:
             obj = await self._api.get(name.kind, name.namespace, name.name)
-            made = self._said(ref, name, obj, "get") or self._silent(ref, name)
+            said = self._said(ref, name, obj, "get")
+            if said is None:
+                await self._refresh(name)
+                said = self._said(ref, name, obj, "get")
+            made = said or self._silent(ref, name)
         except NotFoundError:
             if self.being_remade(name.id):
                 return self._recreating(ref)

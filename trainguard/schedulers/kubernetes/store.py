@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trainguard.schedulers.kubernetes.kinds import KINDS, JobName
 from trainguard.transports.kube import Object
 
 
@@ -21,10 +22,17 @@ class Saved:
     """A job that is being made again: what by, from what, as what."""
 
     job_id: str
+    """As its guard names it: a CronJob stands for its newest Job."""
     uid: str
     """Of the object that is replaced."""
     fence: str
     manifest: Object
+
+    @property
+    def name(self) -> JobName:
+        """Of the object itself."""
+        own = self.manifest["metadata"]
+        return JobName(own["namespace"], KINDS[self.manifest["kind"]], own["name"])
 
 
 class ManifestStore:
