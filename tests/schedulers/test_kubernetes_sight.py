@@ -95,3 +95,17 @@ async def test_where_nothing_can_be_asked_nothing_is_known(kube: FakeKube, seen:
         told = await look(seen)
         assert (told.liveness, bool(told.reason)) == (Liveness.UNKNOWN, True)
     assert time.monotonic() - began < 5
+
+
+async def test_an_answer_that_can_not_be_understood_blinds_and_is_asked_for_again(
+    kube: FakeKube, seen: ClusterSight
+) -> None:
+    garbage: Any = "no object"
+    kube.objects[f"{JOBS}/strange"] = garbage
+    assert (await look(seen)).liveness is Liveness.UNKNOWN
+    del kube.objects[f"{JOBS}/strange"]
+    for path in (f"{NODES}/n1", f"{PODS}/train-1"):
+        kube.objects[path]["status"] |= condition("True")
+    async with asyncio.timeout(20):
+        while (await look(seen)).liveness is not Liveness.RUNNING:
+            await asyncio.sleep(0.1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections import OrderedDict, defaultdict
@@ -28,6 +29,8 @@ from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.kinds import Kind
 from trainguard.transports.kube import Object
 from trainguard.transports.kube_errors import ExpiredError
+
+logger = logging.getLogger(__name__)
 
 PAGE = 500
 WATCH_SECONDS = 290
@@ -101,10 +104,10 @@ class Informer:
 
     async def stop(self) -> None:
         """End the watch and wait until its task is gone."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def ready(self, timeout: float) -> bool:
         """Wait until it sees, or knows why not. Tells whether it sees."""
@@ -119,9 +122,11 @@ class Informer:
         if now - self._refreshed_at > REFRESH_SECONDS:
             self._refreshed_at = now
             self._settled.clear()
-            await self.stop()
-            self._task, self._version = None, ""
-            self.start()
+            try:
+                await self.stop()
+            finally:
+                self._version = ""
+                self.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), timeout)
 
@@ -169,7 +174,11 @@ class Informer:
             except UserError as error:
                 self._blind(Sight.BLIND, SchedulerError(str(error)))
                 await asyncio.sleep(30)
-            except SchedulerError as error:
+            except Exception as error:
+                if not isinstance(error, SchedulerError):
+                    logger.exception("an answer of the cluster could not be understood")
+                    error = UnreachableError(f"{type(error).__name__}: {error}")
+                    self._version = ""
                 # a stream that lived for a while and broke is one failure, whatever came before
                 lived = asyncio.get_running_loop().time() - began > 5
                 failures = 1 if lived else failures + 1
