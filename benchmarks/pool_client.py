@@ -43,7 +43,11 @@ async def guards(wanted: dict[str, Any]) -> dict[str, Any]:
     template = GuardWorker.get_default_base_job_template()
     async with get_client() as client:
         await _pool(client, WorkPoolCreate(name="guards", type="trainguard", base_job_template=template))
-        deployed = await guard.ato_deployment("guard", work_pool_name="guards")
+        # For each run that it makes, the server checks the flow's whole schema of parameters anew: 0.1 s of
+        # processor time. docs/scaling.md names this switch for whoever starts guards by the thousand.
+        deployed = await guard.ato_deployment(
+            "guard", work_pool_name="guards", enforce_parameter_schema=False
+        )
         deployed.entrypoint = "flows/guard.py:guard"
         deployment = await _applied(deployed)
         each = (
