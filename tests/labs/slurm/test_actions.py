@@ -235,8 +235,14 @@ async def test_an_sbatch_that_goes_on_for_long_after_the_cut_is_not_repeated(
             return outcome if outcome.status is OutcomeStatus.DONE else None
 
         await until(look, "the submission is found", 180)
-    jobs = acct.run("sacct", "-X", "-n", "-S", "now-1hour", f"--name={name}", "-o", "JobID").split()
-    assert len(set(jobs)) == 2
+
+    def submitted() -> int:
+        listed = acct.run("sacct", "-X", "-n", "-S", "now-1hour", f"--name={name}", "-o", "JobID")
+        return len(set(listed.split()))
+
+    acct.wait(lambda: submitted() == 2, 30, "accounting has both")
+    await asyncio.sleep(8)  # it runs some seconds behind
+    assert submitted() == 2
     assert await scheduler.discover(f"name={name}") == [job.ref]
 
 
@@ -284,7 +290,9 @@ async def test_a_requeue_that_stopped_half_way_is_taken_up(bare: Cluster) -> Non
     with pytest.raises(RefusedError):
         await scheduler.perform(job, act(ActionKind.RESTART, failed), fence())
     twin = bare.scheduler()
-    assert (await twin.observe([job]))[job.ref].incarnation == failed.incarnation
+    held = (await twin.observe([job]))[job.ref].incarnation
+    assert held is not None
+    assert held.token == failed.incarnation.token
     assert await twin.find(job, mark) is None
     assert (await twin.perform(job, action, mark)).status is OutcomeStatus.DONE
     again = await until_seen(twin, job, lambda one: one.liveness.terminal, "ran again")
