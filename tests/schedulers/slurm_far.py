@@ -36,6 +36,7 @@ class Far:
         self.user = "alice"
         self.clock = float(NOW)
         self.notes: dict[str, tuple[str, float]] = {}
+        self.home_hangs = False
         self.rounds = 0
         self.asked: list[str] = []
         self.done: list[str] = []
@@ -96,6 +97,8 @@ class Far:
 
     def _note(self, argv: tuple[str, ...]) -> Result:
         script, fence = argv[2], argv[5]
+        if self.home_hangs:
+            return Result(124, b"", b"")
         if script == journal._READ:
             if fence not in self.notes:
                 return Result(3, b"", b"")

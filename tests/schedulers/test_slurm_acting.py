@@ -365,3 +365,30 @@ async def test_the_old_job_is_ended_only_while_its_successor_waits(
     waits = state == "PENDING"
     assert outcome.status is (OutcomeStatus.DONE if waits else OutcomeStatus.REFUSED)
     assert far.done == (["sbatch", "scancel 7"] if waits else ["sbatch"])
+
+
+async def test_a_job_that_its_owner_requeued_and_held_later_is_not_let_go(
+    far: Far, slurm: SlurmScheduler
+) -> None:
+    """The restart had come about before the guard died; what holds the job now is somebody else."""
+    far.put("7", "FAILED", EndTime="1700000100")
+    action = act(await look(slurm))
+    await slurm.perform(job("7"), action, fence())
+    row = far.queue["7"]
+    row |= {"RestartCnt": "2", "SubmitTime": "1700001500", "Reason": "job requeued in held state"}
+    outcome = await SlurmScheduler("c", shell=far).perform(job("7"), action, fence())
+    assert outcome.status is OutcomeStatus.DONE
+    assert row["Reason"] == "job requeued in held state"
+
+
+async def test_a_home_that_does_not_answer_is_not_one_without_a_note(far: Far, slurm: SlurmScheduler) -> None:
+    far.put("7", "FAILED", Requeue="0")
+    action = act(await look(slurm))
+    far.lose = "sbatch"
+    await slurm.perform(job("7"), action, fence())
+    far.lose = ""
+    far.home_hangs = True
+    far.clock += 500
+    with pytest.raises(UnreachableError, match="begun can't be read"):
+        await SlurmScheduler("c", shell=far).perform(job("7"), action, fence())
+    assert far.done == []

@@ -17,12 +17,12 @@ from trainguard.schedulers.slurm.client import SlurmClient, check, silent, slurm
 from trainguard.schedulers.slurm.detail import Detail, controller_details, stored
 from trainguard.schedulers.slurm.finding import Begun, Finder
 from trainguard.schedulers.slurm.ids import JobId, is_node_name, job_id
-from trainguard.schedulers.slurm.jobs import attempt, incarnation
+from trainguard.schedulers.slurm.jobs import attempt, half_way, incarnation
 from trainguard.schedulers.slurm.journal import TAKEN, WITHIN, Journal
 from trainguard.schedulers.slurm.marks import FENCE, LONGEST, Mark, marked
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import STATES, held, plain, requeued_and_held
+from trainguard.schedulers.slurm.states import STATES, held, plain
 from trainguard.schedulers.slurm.submit import submission
 from trainguard.transports.posix_shell import AnswerLostError, Command, Result
 
@@ -68,7 +68,7 @@ class Target:
 
     def held_up(self, record: Record) -> bool:
         """Whether it only waits to be let go: after a failed launch, or in the middle of this very action."""
-        return launch_failed(record) or (self.begun is not None and requeued_and_held(record))
+        return launch_failed(record) or (self.begun is not None and half_way(record, self.mark.token))
 
 
 class Actor:
@@ -466,7 +466,7 @@ def _is_meant(action: Action, seen: Observation, records: Sequence[Record], begu
         return begun is None or begun.mark.token == meant
     if begun is None or begun.mark.token != meant:
         return False
-    return begun.born is not None or any(requeued_and_held(record) for record in records)
+    return begun.born is not None or any(half_way(record, meant) for record in records)
 
 
 def _gate_restart(seen: Observation, records: Sequence[Record]) -> None:

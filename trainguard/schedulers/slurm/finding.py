@@ -13,8 +13,8 @@ from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm import parse
 from trainguard.schedulers.slurm.client import SlurmClient, node_states
 from trainguard.schedulers.slurm.ids import JobId
-from trainguard.schedulers.slurm.jobs import belonging, incarnation, token
-from trainguard.schedulers.slurm.journal import Journal, Note, note
+from trainguard.schedulers.slurm.jobs import belonging, half_way, incarnation, token
+from trainguard.schedulers.slurm.journal import NONE, Journal, Note, note
 from trainguard.schedulers.slurm.marks import FENCE, Mark, mark_of
 from trainguard.schedulers.slurm.observing import Observer
 from trainguard.schedulers.slurm.parse import Record
@@ -71,6 +71,8 @@ class Finder:
         noted, nodes = await self._client.run([self._journal.read(fence.token), node_states(mark)])
         if nodes.code != 0:
             raise UnreachableError(f"the Slurm controller does not answer: {nodes.problem}")
+        if noted.code not in {0, NONE}:
+            raise UnreachableError(f"whether {fence.token} was begun can't be read: {noted.problem}")
         drained = [n.name for n in parse.bad_nodes(nodes.text, mark) if fence.token in n.reason.split()]
         if drained:
             return _done(fence, f"drained: {', '.join(drained)}")
@@ -103,7 +105,7 @@ class Finder:
             ):
                 return _done(fence, f"cancelled {asked}")
             return self._take_up(fence, mark, written)
-        if any(requeued_and_held(record) for record, _ in marked):
+        if any(half_way(record, mark.token) for record, _ in marked):
             self.half_way[fence.token] = Begun(mark)
             return None
         moved = token(asked, records) != mark.token or any(record.requeueing for record in records)
@@ -172,7 +174,7 @@ class Finder:
         again = token(asked, records) != mark.token if same_id else False
         moved = again or any(record.requeueing for record in records)
         if moved and ActionKind(mark.kind).restarts:
-            if any(requeued_and_held(record) for record in records):
+            if any(half_way(record, mark.token) for record in records):
                 self.half_way[fence.token] = Begun(mark)
                 return None
             return _done(fence, f"{mark.kind}: {asked} was requeued", incarnation(job.ref, asked, records))

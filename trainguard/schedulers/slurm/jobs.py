@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ from trainguard.core.observation import Liveness
 from trainguard.schedulers.slurm.ids import JobId
 from trainguard.schedulers.slurm.marks import marks
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import Reading
+from trainguard.schedulers.slurm.states import Reading, requeued_and_held
 
+_TOKEN = re.compile(r"(?P<id>\d+(?:_\d+)?)\+(?P<submit>\d+)\+(?P<restarts>\d+)")
 _ORDER = (Liveness.UNKNOWN, Liveness.RUNNING, Liveness.PENDING, Liveness.STOPPED, Liveness.SUCCEEDED)
 
 
@@ -36,6 +38,30 @@ def token(asked: JobId, records: Sequence[Record]) -> str:
         kind = hashlib.sha256(repr(again).encode()).hexdigest()[:12] if again else "0"
         return f"{asked.base}+{first}+{kind}"
     return f"{asked}+{first}+{restarts}"
+
+
+def half_way(record: Record, token: str) -> bool:
+    """Whether it is requeued and held in the middle of an action that was meant for an incarnation.
+
+    Exactly one requeue lies between: after more it is somebody else who holds it.
+    """
+    match = _TOKEN.fullmatch(token)
+    if not requeued_and_held(record):
+        return False
+    if match is None or match["id"] != str(
+        record.id
+    ):  # part of an array, whose token names no part's restarts
+        return True
+    before = int(match["restarts"])
+    return record.restarts == before + 1 or (record.restarts, record.submit) == (before, int(match["submit"]))
+
+
+def as_before(record: Record, token: str) -> Record:
+    """Show a job that stands half-way as the incarnation that the action is meant for: it is not the next one yet."""
+    match = _TOKEN.fullmatch(token)
+    if match is None or match["id"] != str(record.id) or not half_way(record, token):
+        return record
+    return replace(record, submit=int(match["submit"]), restarts=int(match["restarts"]))
 
 
 def incarnation(ref: JobRef, asked: JobId, records: Sequence[Record]) -> Incarnation | None:

@@ -19,6 +19,8 @@ from trainguard.transports.posix_shell import Command, Result
 
 TAKEN = 17
 """Exit code: another process has written the note."""
+NONE = 3
+"""Exit code: there is no such note. Any other says that the home does not answer."""
 _WRITE = (
     'd="$HOME/.trainguard/slurm/$1"; f="$d/$2"; umask 077; mkdir -p "$d" 2>/dev/null || exit 0; '
     'if [ -s "$f" ] && [ "$4" != again ]; then exit 17; fi; '

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,15 +10,14 @@ from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.slurm.client import Accounts, Look, SlurmClient
 from trainguard.schedulers.slurm.ids import JobId, job_id
-from trainguard.schedulers.slurm.jobs import belonging, incarnation, token, whole
+from trainguard.schedulers.slurm.jobs import as_before, belonging, incarnation, token, whole
 from trainguard.schedulers.slurm.marks import marks
 from trainguard.schedulers.slurm.parse import Record
-from trainguard.schedulers.slurm.states import STATES, Settings, read, requeued_and_held
+from trainguard.schedulers.slurm.states import STATES, Settings, read
 
 _SEEK_AGAIN = 30.0
 """Seconds between two looks for a newer submission of a job that stays ended: another process may have made one."""
 _LIVE = {Liveness.PENDING, Liveness.RUNNING, Liveness.UNKNOWN}
-_TOKEN = re.compile(r"(?P<id>\d+(?:_\d+)?)\+(?P<submit>\d+)\+(?P<restarts>\d+)")
 Run = tuple[str, tuple[str, ...]]
 """An incarnation's token and its nodes."""
 
@@ -298,15 +296,10 @@ def _same_incarnation(old: Record | None, new: Record) -> Record:
 
 
 def _half_way(record: Record) -> Record:
-    """A job that a restart has requeued and still holds, to change it first, is not yet the next incarnation:
-    the action is meant for the old one, and whoever takes it up must find that one current."""
-    if not requeued_and_held(record) or STATES.get(record.state) is not Liveness.PENDING:
-        return record
+    """Whoever takes an action up that stopped half-way must find current what it is meant for."""
     found = marks(record.comment)
-    match = _TOKEN.fullmatch(found[-1].token) if found else None
-    if match is None or match["id"] != str(record.id) or int(match["restarts"]) + 1 != record.restarts:
-        return record
-    return replace(record, submit=int(match["submit"]), restarts=int(match["restarts"]))
+    waits = found and STATES.get(record.state) is Liveness.PENDING
+    return as_before(record, found[-1].token) if waits else record
 
 
 def _same(told: Sequence[Record], memory: _Memory) -> bool:
