@@ -150,10 +150,15 @@ async def _watch(
 
 async def _handle(context: GuardContext, incident_id: str) -> None:
     """Take one incident to its end, shown as subflows where Prefect answers and without them where not."""
-    await _show(context, "Recovering")
-    incident = await context.ledger.incident(incident_id)
-    if incident is not None and incident.state == "open":
-        await run_subflow(context, diagnose, incident_id)
+    showing = asyncio.create_task(_show(context, "Recovering"))
+    showing.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        incident = await context.ledger.incident(incident_id)
+        if incident is not None and incident.state == "open":
+            await run_subflow(context, diagnose, incident_id)
+    finally:
+        await asyncio.wait({showing})
+    showing.result()
     await run_subflow(context, recover, incident_id)
     await show_guard_page(context)
 

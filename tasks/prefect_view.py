@@ -40,6 +40,7 @@ RECHECK_SECONDS = 5.0
 """For so long nobody asks Prefect again after it did not answer: a guard has better things to do than to knock."""
 OURS = "by trainguard: "
 """Begins the message of a run's end that no person asked for."""
+ANSWERED_SECONDS = 3.0
 AWAY = (httpx.HTTPError, PrefectException, OSError, TimeoutError)
 
 
@@ -48,6 +49,7 @@ class _Line:
 
     away = False
     ask_again_at = 0.0
+    answered_at = float("-inf")
 
     def lost(self) -> None:
         """Remember that there was no answer."""
@@ -79,6 +81,7 @@ async def prefect() -> AsyncIterator[PrefectClient]:
     try:
         async with asyncio.timeout(PATIENCE), get_client() as client:
             yield client
+        _line.answered_at = time.monotonic()
     except (httpx.TransportError, OSError, TimeoutError):
         _line.lost()
         raise
@@ -96,7 +99,9 @@ async def _knock() -> None:
 
 
 async def prefect_answers() -> bool:
-    """Whether Prefect's API can be used right now."""
+    """Whether Prefect's API can be used right now: not asked where it answered a moment ago."""
+    if not _line.away and time.monotonic() - _line.answered_at < ANSWERED_SECONDS:
+        return True
     try:
         async with prefect() as client:
             return await client.api_healthcheck() is None

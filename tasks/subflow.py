@@ -22,9 +22,6 @@ from trainguard.tasks.prefect_view import AWAY, PATIENCE, GuardCancelledError, p
 
 logger = logging.getLogger(__name__)
 
-END_SECONDS = 3.0
-"""Seconds that the end of a subflow may take to be shown before the guard goes on; it may be shown later."""
-
 
 class _Stage:
     """Where one subflow's steps are, seen from outside Prefect's engine."""
@@ -87,8 +84,8 @@ async def _shown(context: GuardContext, wanted: Any, incident_id: str) -> bool:
             logger.warning("Prefect went away before %s: going on without it", wanted.name)
             return False
         assert stage.steps is not None
+        # Its end is shown while the guard goes on; `tidy_up` waits for it.
         await asyncio.wait({stage.steps})
-        await asyncio.wait({engine}, timeout=END_SECONDS)
     except asyncio.CancelledError:
         engine.cancel()
         await asyncio.wait({engine}, timeout=PATIENCE)
