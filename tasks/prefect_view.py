@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import Artifact
+from prefect.artifacts import MarkdownArtifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.actions import ArtifactUpdate
@@ -216,7 +216,7 @@ async def show_page(key: str, markdown: str, page_id: str, description: str) -> 
             if page_id:
                 await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
                 return page_id
-            page = Artifact(key=key, type="markdown", description=mask(description), data=markdown)
+            page = MarkdownArtifact(key=key, description=mask(description), markdown=markdown)
             return str((await page.acreate(client)).id)
     except AWAY as problem:
         logger.debug("page %s is not shown yet: %s", key, type(problem).__name__)
