@@ -81,6 +81,8 @@ async def await_delivery(context: GuardContext) -> None:
     """Give the last messages of a guard their time: there may be no other one to send them."""
     if not context.notifiers:
         return
+    if not context.outbox.idle.is_set():
+        logger.info("the last messages about %s are on their way", context.job.name)
     try:
         async with asyncio.timeout(LAST_SECONDS):
             await context.outbox.idle.wait()

@@ -15,6 +15,7 @@ from prefect.exceptions import Abort, ObjectNotFound, Pause
 from prefect.states import Cancelled, Crashed
 
 from trainguard.core.errors import LeaseHeldError
+from trainguard.core.masking import mask
 from trainguard.tasks.prefect_view import AWAY, prefect
 from trainguard.worker.engine import GuardRunEngine, Order, Stop
 from trainguard.worker.leases import held, served_by_another
@@ -58,9 +59,8 @@ class Service:
         except (Exception, SystemExit) as bug:
             # Left to itself, SystemExit would end the event loop, and with it all other guards.
             logger.exception("serving flow run %s failed", self.run.id)
-            await _end(
-                self.run.id, Crashed(message=f"the worker could not go on: {type(bug).__name__}: {bug}")
-            )
+            why = mask(f"the worker could not go on: {type(bug).__name__}: {bug}")
+            await _end(self.run.id, Crashed(message=why))
         finally:
             self._resolve(self.begun)
         try:
