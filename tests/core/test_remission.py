@@ -47,8 +47,10 @@ def health(*still: SignalKind, **changes: Any) -> Health:
         ((NAN,), (), 5000, True),
         ((STALL, NAN), (NAN,), 5000, False),
         ((STALL, NAN), (), 100, True),
-        ((CRASH,), (), 5000, False),
-        ((CRASH, STALL), (), 5000, False),
+        ((CRASH,), (), 100, False),
+        ((CRASH,), (), 5000, True),
+        ((CRASH, STALL), (STALL,), 100, False),
+        ((CRASH, STALL), (), 5000, True),
     ],
 )
 def test_trouble_is_over_when_its_signal_is_or_the_job_got_further(
@@ -71,6 +73,12 @@ def test_trouble_is_over_when_its_signal_is_or_the_job_got_further(
 )
 def test_a_stall_is_not_over_while_nothing_shows_it(look: Observation, known: Health) -> None:
     assert not passed(incident(STALL), look, known, 100)
+
+
+def test_a_crashed_incarnation_that_runs_again_for_long_has_come_back() -> None:
+    assert not passed(incident(CRASH), seen(), health(running_for=5.0), 100)
+    assert passed(incident(CRASH), seen(), health(running_for=300.0), 100)
+    assert not passed(incident(CRASH), seen(Liveness.FAILED), health(running_for=300.0), 5000)
 
 
 def test_a_stuck_job_that_may_wait_its_turn_is_no_longer_stuck() -> None:
