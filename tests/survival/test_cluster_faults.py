@@ -89,7 +89,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(durable, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(act, "PERFORM_SECONDS", 1.0)
     monkeypatch.setattr(act, "FIND_SECONDS", 1.0)
-    monkeypatch.setattr("trainguard.tasks.check.LOG_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("trainguard.tasks.log_reading.ANSWER_SECONDS", 0.5)
     monkeypatch.setattr(ClusterWatch.__init__, "__kwdefaults__", {"patience": 0.5})
     monkeypatch.setattr(SimulatedClusterBlock, "make_scheduler", lambda self: FaultyScheduler(self.cluster))
 
