@@ -124,6 +124,11 @@ class ActionContract:
         most = 0
         done = asyncio.Event()
 
+        async def begun() -> bool | None:
+            return True if await lab.alive(job) else None
+
+        await lab.until(begun, "its process")  # a scheduler may call it running a moment before
+
         async def count() -> None:
             nonlocal most
             while not done.is_set():
