@@ -35,6 +35,14 @@ from trainguard.core.diagnosis.text import Clock, clean, head
         ("2024-05-01 10:11:12 10.0.0.9 [2] KeyError: 'x'", "KeyError: 'x'", None, ""),
         ("algo-1-cf199_1  | TypeError: x", "TypeError: x", None, ""),
         ('{"level": "error", "msg": "KeyError: x"}', 'KeyError: x"}', None, ""),
+        ('time="2024-05-01T10:11:12Z" level=error msg="no such pod" pod=a', 'no such pod" pod=a', None, ""),
+        ("<14>1 2024-05-01T10:11:12Z n12 trainer 12 - - KeyError: x", "KeyError: x", None, ""),
+        (
+            r'{"msg": "Traceback (most recent call last):\n  File \"t.py\", line 3\nKeyError: x\n"}',
+            r'KeyError: x\n"}',
+            None,
+            "",
+        ),
         ("we met a KeyError: x", "we met a KeyError: x", None, ""),
     ],
 )

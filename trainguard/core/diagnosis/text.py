@@ -108,7 +108,7 @@ _BEGINNING = re.compile(
 )
 """How messages begin that are known by their beginning."""
 _TOKEN = re.compile(
-    r"(?:\[\d{1,2}(?:;\d{1,3}){0,3}m|\[[^\]\[]{0,80}\]|\([^()]{0,80}\)|<[^<>]{0,60}>|[|\u2500-\u257f>*!#:-]{1,4}"
+    r"(?:<\d{1,3}>1 (?:\S{1,255} ){5}(?:-|\[[^\]\n]{0,400}\])|\[\d{1,2}(?:;\d{1,3}){0,3}m|\[[^\]\[]{0,80}\]|\([^()]{0,80}\)|<[^<>]{0,60}>|[|\u2500-\u257f>*!#:-]{1,4}"
     r"|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun|stderr|stdout|remote|local|[FPEWI]|"
     + _MONTH
     + r"|[A-Z]{4,8})(?![\w.-])"
@@ -116,11 +116,21 @@ _TOKEN = re.compile(
     r"|[\w./@-]{1,60}(?=\s{0,12}[|:\[<]|\s#|\s-\s|\s[\w./-]{1,40}\[\d{1,9}\]:))\s{0,40}"
 )
 """One piece of what may stand before a message: brackets, numbers, levels, a name and its colon; never a sentence."""
+_ESCAPED = re.compile(
+    r"\\n(?=(?:[A-Za-z_]\w{0,60}\.){0,8}[A-Z]\w{1,60}(?:Error|Exception|Exit|Interrupt|Fault|Timeout|NotFound)(?:: |\\n|\"|$))"
+)
+"""Where the exception begins in a traceback that was printed as one line."""
 _FAR = 160
 """So far into a line a message may begin."""
 _JSON = re.compile(
-    r'^\{.{0,400}?"(?:msg|message|log|text|line|textPayload|error|exception|event|body)"\s?:\s?"'
+    r'(?i)^\{.{0,400}?"(?:msg|message|log|text|line|textPayload|error|exception|event|body)"\s?:\s?"'
 )
+
+_LOGFMT = re.compile(
+    r'(?:time|ts|t|level|lvl|severity|caller)=(?:"[^"\n]{0,80}"|[^"\s]\S{0,120})'
+    r'(?:\s{1,4}[\w.-]{1,40}=(?:"[^"\n]{0,200}"|[^"\s]\S{0,200})){0,8}?\s{1,4}(?:msg|message|error|err)="'
+)
+"""Keys and values, as programs in Go print them."""
 
 
 def clean(raw: bytes) -> str:
@@ -143,9 +153,13 @@ def head(text: str) -> Head:
 
 
 def _beginning(body: str) -> str:
-    """The message behind a prefix of no known form, or inside a line of JSON."""
+    """The message behind a prefix of no known form, or inside a line of keys and values."""
     if body[:1] == "{":
         body = body[found.end() :] if (found := _JSON.match(body)) else body
+    elif found := _LOGFMT.match(body):
+        body = body[found.end() :]
+    if "Traceback (most recent call last)" in body and (ends := [*_ESCAPED.finditer(body)]):
+        return body[ends[-1].end() :]
     start = _BEGINNING.search(body, 0, _FAR * 3)
     if start is None or not 0 < start.start() <= _FAR:
         return body
