@@ -26,6 +26,7 @@ from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.incidents import note_signals
 from trainguard.tasks.lease import hold_on
+from trainguard.tasks.log_reading import ANSWER_SECONDS, read_new_log
 from trainguard.tasks.script import perform_script, what_became
 from trainguard.tasks.wait import stop_if_wanted
 
@@ -121,10 +122,12 @@ async def _try(context: GuardContext, intent: Intent) -> Outcome:
 
 async def _look_again(context: GuardContext) -> Observation:
     """Take in a look that began after this call; give it as the scheduler said it."""
-    await context.watch.fresh(context.job.ref)
+    seen = await context.watch.fresh(context.job.ref)
+    if not seen.liveness.terminal:
+        # Whether a living job goes on again may be told by its log alone: it is waited for as long as it may take.
+        await read_new_log(context, ANSWER_SECONDS)
     context.looks, seen = await context.watch.next(context.job.ref, after=context.looks)
-    # Whether a living job goes on again may be told by its log alone; a dead one's is read already.
-    await note_signals(context, await take_in(context, seen, read_log=not seen.liveness.terminal))
+    await note_signals(context, await take_in(context, seen, read_log=False))
     return seen
 
 
@@ -142,7 +145,7 @@ async def _why_not(context: GuardContext, incident: Incident, action: Action, fe
         gone = gone_since is not None and now - gone_since < GONE_SECONDS
         if why and (gone or seen.liveness is Liveness.UNKNOWN):
             logger.info("%s waits: %s", action.kind, why)
-            await stop_if_wanted(context)
+            await stop_if_wanted(context, at_once=True)
             await asyncio.sleep(RETRY_SECONDS)
             continue
         if not why:
@@ -162,7 +165,7 @@ async def _find_out(context: GuardContext, intent: Intent) -> Outcome | None:
             found = await answered(context.scheduler.find(context.job, intent.fence), FIND_SECONDS)
         except SchedulerError as problem:
             logger.warning("what became of %s can't be told yet: %s", intent.fence.token, problem)
-            await stop_if_wanted(context)
+            await stop_if_wanted(context, at_once=True)
             await asyncio.sleep(RETRY_SECONDS)
             continue
         return found

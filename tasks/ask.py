@@ -208,7 +208,8 @@ async def wait_for_answer(
         if context.clock() >= request.deadline:
             safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
             return await give(context, request, safe, "deadline")
-        if await _cancelled(request.flow_run_id):
+        # Without a page of its own the question is shown on the guard's: to cancel that one is to stop the guard.
+        if request.flow_run_id != context.flow_run_id and await _cancelled(request.flow_run_id):
             refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
             return await give(context, request, refusal, "ui")
         if lost_its_object(context, incident, request.plan):

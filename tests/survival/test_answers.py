@@ -14,7 +14,7 @@ from prefect.exceptions import PrefectException
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelled, Cancelling
 
-from tests.flows.simulation import SimulatedClusterBlock, Simulation
+from tests.flows.simulation import QuickScheduler, SimulatedClusterBlock, Simulation
 from tests.survival.scene import until
 from trainguard.core.decision import Answer, ApprovalRequest, Lease
 from trainguard.core.errors import LedgerUnavailableError
@@ -156,12 +156,15 @@ async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts
     assert not await simulation.answer(question, Answer.APPROVE)
 
 
-async def test_a_stall_that_begins_during_a_question_gets_an_incident_of_its_own() -> None:
+async def test_a_stall_that_begins_during_a_question_gets_an_incident_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     simulation = Simulation(Fault(FaultKind.NAN, 195), total=10**6)
     guarding = simulation.guard(ASSIST)
     question = await simulation.question()
-    run = simulation.native.run
-    run.fault = Fault(FaultKind.HANG, simulation.cluster.step(simulation.native, run))
+    last = simulation.cluster.step(simulation.native, simulation.native.run)
+    monkeypatch.setattr(simulation.cluster, "step", lambda *_: last)
+    monkeypatch.setattr(QuickScheduler, "_hangs", lambda *_: True)
     await asyncio.sleep(6)  # the guard sees the stall while it waits for the answer
     assert await simulation.answer(question, Answer.REFUSE)
 
@@ -227,6 +230,19 @@ async def lease_of(simulation: Simulation) -> Lease:
 def guard_run_of(lease: Lease) -> UUID:
     """The flow run of the guard that holds a lease."""
     return UUID(lease.holder.rpartition(":")[2])
+
+
+async def test_a_guard_that_waits_for_its_cluster_before_it_acts_can_be_cancelled() -> None:
+    simulation, guarding, question = await ask()
+    simulation.cluster.reachable = False
+    assert await simulation.answer(question, Answer.APPROVE)
+    await asyncio.sleep(4)  # the last look before the act sees nothing
+    async with get_client() as client:
+        await client.set_flow_run_state(guard_run_of(await lease_of(simulation)), Cancelling(), force=True)
+    assert (await guarding).is_cancelled()
+    simulation.cluster.reachable = True
+    assert (await simulation.guard(ASSIST)).message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
 
 
 async def test_cancelling_the_guard_leaves_the_question_to_the_next_one(
