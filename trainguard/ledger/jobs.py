@@ -85,9 +85,7 @@ class Jobs(Store):
         """Give the saved cursor, empty where there is none."""
         return await self._state_value(tables.job_state.c.cursor, job_key)
 
-    async def save_health(
-        self, lease: Lease, job_key: str, health: str, cursor: str | None = None
-    ) -> None:
+    async def save_health(self, lease: Lease, job_key: str, health: str, cursor: str | None = None) -> None:
         """Keep what the guard has made of the observations so far (JSON), with how far it has read the logs.
 
         Together: a log read again would count twice.
