@@ -159,6 +159,9 @@ async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts
 async def test_a_stall_that_begins_during_a_question_gets_an_incident_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(
+        "trainguard.tasks.log_reading.SECONDS", 0.2
+    )  # what it says is known when it falls silent
     simulation = Simulation(Fault(FaultKind.NAN, 195), total=10**6)
     guarding = simulation.guard(ASSIST)
     question = await simulation.question()
