@@ -171,13 +171,17 @@ MIDDLE = (
 FAULTS = ("unreachable", "slow", "garbage", "no such job", "a word never heard of")
 
 
+async def _told(sight: Sight, title: str) -> bool | None:
+    return sight.told(title) > 0 or None
+
+
 async def test_a_job_out_of_sight_is_left_alone_and_its_owner_told_once(channel: Channel) -> None:
     async def trial(sight: Sight, fault: str) -> None:
         guarding = sight.guard()
         await until(lambda: sight.shown("Enabled"), "the guard", 120)
         FaultyScheduler.faults[sight.cluster.name] = fault
         await until(lambda: sight.shown("Degraded"), f"{fault}: status Degraded", 120)
-        assert sight.told("Can't see the job") == 1
+        await until(lambda: _told(sight, "Can't see the job"), f"{fault}: the owner told", 120)
         sight.cluster.crash("job", FaultKind.NCCL)  # unseen
         await asyncio.sleep(2)  # twenty looks
         assert not await sight.simulation.incidents()
@@ -224,10 +228,7 @@ async def test_sight_lost_between_decision_and_action_is_waited_for(
         await until(lambda: sight.shown("Enabled"), "the guard", 120)
         sight.cluster.crash("job", FaultKind.NCCL)
 
-        async def told() -> bool | None:
-            return sight.told("Can't see the job") > 0 or None
-
-        await until(told, f"{fault}: the owner told", 120)
+        await until(lambda: _told(sight, "Can't see the job"), f"{fault}: the owner told", 120)
         assert sight.simulation.starts == 1
         assert not await sight.acting()
         del FaultyScheduler.faults[sight.cluster.name]
