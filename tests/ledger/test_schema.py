@@ -23,10 +23,9 @@ from trainguard.ledger.ledger import Ledger
 HEAD = ScriptDirectory(str(schema.MIGRATIONS)).get_current_head()
 NEXT = '''"""A later version."""
 import sqlalchemy as sa
-from alembic import op
 revision = "9999"
 down_revision = "{head}"
-def upgrade():
+def upgrade(op):
     op.add_column("tg_jobs", sa.Column("colour", sa.Text(), nullable=False, server_default="red"))
     {then}
 '''
@@ -193,3 +192,10 @@ async def test_many_processes_may_open_a_new_ledger_at_once(url: str) -> None:
     assert (openers.returncode, out) == (0, b"opened\n" * 6)
     async with await Ledger.open(url) as ledger:
         assert all([await ledger.lease(f"job-{number}") for number in range(6)])
+
+
+async def test_ledgers_opened_at_once_in_one_event_loop_each_get_their_own_tables(tmp_path: Path) -> None:
+    opened = await asyncio.gather(*(Ledger.open(f"sqlite:///{tmp_path / str(n)}.db") for n in range(8)))
+    for ledger in opened:
+        assert await ledger.jobs() == []
+        await ledger.close()

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext, StampStep
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
@@ -100,9 +99,11 @@ def migrate(connection: Connection, path: Path | None, migrations: Path = MIGRAT
         del context
         return script._upgrade_revs("heads", revision)  # type: ignore[arg-type, return-value]
 
-    with EnvironmentContext(Config(), script, fn=upgrade) as environment:
-        environment.configure(connection=connection, version_table=tables.VERSION_TABLE)
-        environment.run_migrations()
+    opts = {"fn": upgrade, "version_table": tables.VERSION_TABLE}
+    context = MigrationContext.configure(connection, opts=opts)
+    # Given to the migrations by hand: alembic's own `op` is one for the process, and two ledgers that are opened
+    # at once in one event loop would write each other's tables.
+    context.run_migrations(op=Operations(context))
 
 
 def _versions(connection: Connection) -> list[str]:

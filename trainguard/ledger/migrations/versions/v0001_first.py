@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import op
+from alembic.operations import Operations
 
 revision = "0001"
 down_revision = None
@@ -13,15 +13,15 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade() -> None:
+def upgrade(op: Operations) -> None:
     """Make all tables."""
-    _jobs()
-    _observations()
-    _incidents()
-    _findings()
-    _actions()
-    _people()
-    _nodes()
+    _jobs(op)
+    _observations(op)
+    _incidents(op)
+    _findings(op)
+    _actions(op)
+    _people(op)
+    _nodes(op)
 
 
 def _words(*names: str) -> list[sa.Column[Any]]:
@@ -45,7 +45,7 @@ def _incident() -> sa.Column[Any]:
     return sa.Column("incident", sa.Text(), sa.ForeignKey("tg_incidents.id"), nullable=False)
 
 
-def _jobs() -> None:
+def _jobs(op: Operations) -> None:
     op.create_table(
         "tg_jobs",
         _key("key"),
@@ -62,7 +62,7 @@ def _jobs() -> None:
     )
 
 
-def _observations() -> None:
+def _observations(op: Operations) -> None:
     op.create_table(
         "tg_observations",
         _id(),
@@ -76,7 +76,7 @@ def _observations() -> None:
     op.create_index("tg_observations_by_time", "tg_observations", ["job_key", "at", "step"])
 
 
-def _incidents() -> None:
+def _incidents(op: Operations) -> None:
     op.create_table(
         "tg_incidents",
         _key("id"),
@@ -88,7 +88,7 @@ def _incidents() -> None:
     op.create_index("tg_incidents_by_time", "tg_incidents", ["closed", "detected_at"])
 
 
-def _findings() -> None:
+def _findings(op: Operations) -> None:
     op.create_table(
         "tg_evidence",
         _id(),
@@ -106,7 +106,7 @@ def _findings() -> None:
     op.create_index("tg_plans_by_incident", "tg_plans", ["incident", "id"])
 
 
-def _actions() -> None:
+def _actions(op: Operations) -> None:
     op.create_table(
         "tg_intents",
         _id(),
@@ -126,7 +126,7 @@ def _actions() -> None:
     )
 
 
-def _people() -> None:
+def _people(op: Operations) -> None:
     op.create_table(
         "tg_requests",
         _key("id"),
@@ -149,7 +149,7 @@ def _people() -> None:
     )
 
 
-def _nodes() -> None:
+def _nodes(op: Operations) -> None:
     op.create_table(
         "tg_node_events",
         _id(),
