@@ -41,7 +41,11 @@ def test_the_command_outlives_the_terminal_that_started_it(job: Supervised) -> N
     (job.home / "train.py").write_text(STEPS)
     argv = [sys.executable, SCRIPT, "start", "--state", str(job.state), "--", sys.executable, "train.py"]
     starter = subprocess.Popen(
-        ["/bin/sh", "-c", '"$@"; sleep 600', "sh", *argv], cwd=job.home, start_new_session=True
+        ["/bin/sh", "-c", '"$@"; sleep 600', "sh", *argv],
+        cwd=job.home,
+        start_new_session=True,
+        # Whoever runs the tests may ignore it (nohup), and what is ignored is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     until(lambda: (job.state / "state.json").exists() and job.view()["step"], "steps")
     os.killpg(starter.pid, signal.SIGHUP)

@@ -68,7 +68,7 @@ async def test_a_person_approves_a_recovery_on_the_paused_runs_page(page: Page) 
     await expect(incident).to_have_value(question.incident)
     await incident.fill("another")
     await form.get_by_role("button", name="Submit").click()
-    await expect(form.get_by_text("does not match")).to_be_visible()
+    await expect(page.get_by_text("does not match").first).to_be_visible()
     assert simulation.starts == 1
     await incident.fill(question.incident)
     await form.get_by_role("button", name="Submit").click()
