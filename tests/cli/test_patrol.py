@@ -14,12 +14,14 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from tests.advisors.scripted_server import Answer, serving
-from tests.flows.simulation import SimulatedClusterBlock
+from tests.flows.simulation import SimulatedClusterBlock, until
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import SlackWebhook
 from trainguard.cli.run import patrol
+from trainguard.core.job import Job, JobRef
+from trainguard.core.observation import Liveness
 from trainguard.tasks import duty
-from trainguard.testing.simulated import Fault, FaultKind, SimulatedCluster, SimulatedJob
+from trainguard.testing.simulated import Fault, FaultKind, SimulatedCluster, SimulatedJob, SimulatedScheduler
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
 
@@ -47,6 +49,7 @@ async def test_a_patrol_tells_people_and_prints_what_came_of_its_jobs(
             checkpoint_every=10,
         )
     )
+    await until(lambda: _failed(cluster.name, ref), "the failure: a patrol of half a minute makes one round")
     async with serving(Answer()) as server:
         slack = SlackWebhook(url=SecretStr(f"{server.url}/services/T0/B0/x"), allow_any_host=True)
         await slack.save(f"team-{cluster.name}")
@@ -70,3 +73,8 @@ async def test_a_patrol_tells_people_and_prints_what_came_of_its_jobs(
     titles = [request.json["text"].partition(":")[0] for request in server.requests]
     assert titles == ["Job failure", "Not recoverable"]
     assert [model.model for model in models] == ["openai/none"]
+
+
+async def _failed(cluster: str, ref: JobRef) -> bool | None:
+    seen = await SimulatedScheduler(cluster).observe([Job(ref=ref)])
+    return seen[ref].liveness is Liveness.FAILED or None
