@@ -17,7 +17,7 @@ stop() { # pidfile word signal
 }
 
 for pid in $(cat "$lab/launched" 2>/dev/null); do # what tests left that were killed themselves
-  if tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qx "TG_PG_LAB=$lab"; then kill -9 -- "-$pid"; fi
+  if grep -qzx "TG_PG_LAB=$lab" "/proc/$pid/environ" 2>/dev/null; then kill -9 -- "-$pid"; fi
 done
 stop "$lab/db/data/postmaster.pid" postgres INT # at once, however many are connected
 stop "$lab/redis/pid" redis-server TERM

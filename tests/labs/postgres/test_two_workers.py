@@ -87,7 +87,7 @@ class Story:
         """Whose the jobs are now, by machine."""
         async with await Ledger.open(self.ledger) as ledger:
             leases = {name: await ledger.lease(trial.key) for name, trial in self.trials.items()}
-        return {name: one.holder.partition(":")[0] for name, one in leases.items() if one is not None}
+        return {name: one.holder.partition("/")[0] for name, one in leases.items() if one is not None}
 
     async def guarded(self, **shares: int) -> None:
         """Wait until each job is guarded, so many by each machine."""
