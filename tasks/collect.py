@@ -25,6 +25,8 @@ from trainguard.tasks.durable import durably
 
 logger = logging.getLogger(__name__)
 
+GUESSED = 0.4
+"""Confidence up to which a cause is no more than a general word among the last lines: a signal shows more."""
 COLLECT_SECONDS = 300.0
 """Seconds that evidence, or a look at the checkpoints, may take; adapters give up sooner."""
 
@@ -58,9 +60,12 @@ async def find_root_cause(incident: Incident, evidence: Sequence[Evidence]) -> D
 
 def by_signals(incident: Incident, diagnosis: Diagnosis) -> Diagnosis:
     """Say what the signals show where the evidence alone shows nothing: a stall, a NaN, a question."""
-    if diagnosis.fault not in {FaultClass.UNKNOWN, FaultClass.HEALTHY}:
+    shown = meaning_of(incident)
+    if shown is None:
         return diagnosis
-    return meaning_of(incident) or diagnosis
+    if diagnosis.fault in {FaultClass.UNKNOWN, FaultClass.HEALTHY} or diagnosis.confidence <= GUESSED:
+        return shown
+    return diagnosis
 
 
 @task(name="look at checkpoints", cache_policy=NO_CACHE, persist_result=False)

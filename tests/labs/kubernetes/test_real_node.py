@@ -13,7 +13,7 @@ import pytest
 from tests.labs.kubernetes.conftest import Kubectl, job_of
 from tests.labs.kubernetes.test_actions import action, fence
 from tests.labs.kubernetes.test_watch import until, until_seen
-from trainguard.core.action import ActionKind, OutcomeStatus
+from trainguard.core.action import ActionKind, Outcome, OutcomeStatus
 from trainguard.core.errors import RefusedError
 from trainguard.core.job import CheckpointSpec, Job, Resume, ResumeBy
 from trainguard.core.observation import Liveness, Observation
@@ -115,7 +115,16 @@ async def test_a_training_survives_memory_eviction_and_its_node(
 
     async def recover(told: Observation, kind: ActionKind, **more: Any) -> None:
         again = action(kind, told.incarnation, checkpoint=newest(tmp_path), **more)
-        outcome = await scheduler.perform(job, again, fence())
+
+        async def done() -> Outcome | None:
+            try:
+                return await scheduler.perform(job, again, fence())
+            except RefusedError as error:
+                if "NoPods" not in str(error):
+                    raise
+                return None  # for a moment, between the last pod's end and the Job's
+
+        outcome = await until(done, 60)
         assert outcome.status is OutcomeStatus.DONE, outcome
 
     # 1. killed for memory, by the kernel

@@ -220,7 +220,12 @@ async def test_where_watching_is_forbidden_it_polls(
 
     await until(polls, 20)  # the first list comes before the first watch is refused
     await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
-    assert (await until_seen(quick, job, Liveness.FAILED)).exit_code == 3
+    await until_seen(quick, job, Liveness.FAILED)
+
+    async def told() -> bool | None:
+        return (await seen(quick, job)).exit_code == 3 or None
+
+    await until(told)  # the Job's list may come before the pods'
 
 
 async def test_where_listing_is_forbidden_it_reads_each_job(
