@@ -134,8 +134,9 @@ def _failed_at(context: GuardContext, signals: Sequence[Signal]) -> float:
     if seen.ended_at is not None:
         return min(first, seen.ended_at)
     stalled = any(signal.kind is SignalKind.STALL for signal in signals)
-    if stalled and seen.heartbeat_age is not None:
-        return min(first, seen.at - seen.heartbeat_age)
+    silent_for = seen.log_age if seen.heartbeat_age is None else seen.heartbeat_age
+    if stalled and silent_for is not None:
+        return min(first, seen.at - silent_for)
     return first
 
 
