@@ -51,9 +51,15 @@ def incarnation_of(observation: Observation) -> Incarnation:
 
 
 async def running(lab: Lab, workload: Workload = Workload.HEALTHY) -> tuple[Job, Incarnation]:
-    """Start a job and wait until the adapter sees it run."""
+    """Start a job and wait until the adapter sees it run, and it does."""
     job = await lab.start(workload)
-    return job, incarnation_of(await until_liveness(lab, job, Liveness.RUNNING))
+    seen = await until_liveness(lab, job, Liveness.RUNNING)
+
+    async def begun() -> bool | None:
+        return await lab.starts(job) >= 1 or None
+
+    await lab.until(begun, "the command has begun")  # a scheduler calls it running a moment before
+    return job, incarnation_of(seen)
 
 
 class ObserveContract:
