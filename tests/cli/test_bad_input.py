@@ -38,6 +38,12 @@ def test_a_misspelt_action_is_named_with_the_nearest_valid_one(tmp_path: Path) -
     refused(done, "policy.allow.0.action", "'restart'")
 
 
+def test_a_policy_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("allow = [\n")
+    done = run("run", "--policy", "policy.toml", "--", "true", cwd=tmp_path)
+    refused(done, "policy.toml", "is not TOML")
+
+
 def test_a_missing_command_is_said_off_a_terminal(tmp_path: Path) -> None:
     refused(run("run", cwd=tmp_path), "command", "trainguard run -- python train.py")
 

@@ -6,7 +6,7 @@ import pytest
 
 from trainguard.core.action import ActionKind
 from trainguard.core.errors import ConfigError
-from trainguard.core.policy import Preset, read_policy, read_policy_file
+from trainguard.core.policy import Preset, read_policy
 from trainguard.core.verdict import FaultClass
 
 
@@ -42,13 +42,3 @@ def test_a_slip_is_named_with_the_nearest_valid_word(
         read_policy(table)
     assert raised.value.field == field
     assert remedy in raised.value.remedy
-
-
-def test_a_file_may_hold_other_tables_beside_the_policy() -> None:
-    policy = read_policy_file('[job]\nname = "x"\n[policy]\npreset = "autonomous"\n', "trainguard.toml")
-    assert policy.preset is Preset.AUTONOMOUS
-
-
-def test_a_file_that_is_not_toml_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"p\.toml.*not TOML"):
-        read_policy_file("allow = [", "p.toml")

@@ -85,15 +85,6 @@ def plan(situation: Situation) -> Plan:
     return Plan(incident=situation.incident.id, steps=(*needed, *scripts, *companions, chosen))
 
 
-def refused_steps(situation: Situation, made: Plan) -> tuple[Decision, ...]:
-    """What fits the diagnosis and is not in the plan: what would have been done, and what would allow it."""
-    planned = {step.action.kind for step in made.steps}
-    script = _script_step(situation)
-    decided = [script] if script else []
-    decided += [_decide(situation, action) for action in _candidates(situation)]
-    return tuple(step for step in decided if step.action.kind not in planned)
-
-
 def stale(incident: Incident, action: Action, seen: Observation, health: Health, step: int | None) -> str:
     """Say why an action planned for `incident` must not be done any more; empty if it may.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -114,15 +113,6 @@ def read_policy(table: Mapping[str, Any], where: str = "policy") -> Policy:
         raise ConfigError(
             field, _explain(first["input"], first["msg"], first["type"]), _remedy(first)
         ) from None
-
-
-def read_policy_file(text: str, where: str) -> Policy:
-    """Read the policy of a TOML file: its `[policy]` table, or the whole file. Raises ConfigError."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise ConfigError(where, f"is not TOML: {problem}", "check the line it names") from None
-    return read_policy(table.get("policy", table), where)
 
 
 def _explain(value: object, message: str, kind: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -230,8 +230,3 @@ def watch_of(cluster: str) -> ClusterWatch | None:
     loop = id(asyncio.get_running_loop())
     found = (watch for (where, _, name), (watch, _) in _shared.items() if (where, name) == (loop, cluster))
     return next(found, None)
-
-
-def watched_jobs(cluster: str) -> Sequence[Job]:
-    """The jobs of a cluster that this process guards."""
-    return [job for (_, _, name), (_, jobs) in _shared.items() if name == cluster for job in jobs]

@@ -61,24 +61,7 @@ done
 # the kubelet sets these for the whole machine; node-down.sh puts them back
 [ -s "$run/sysctl.before" ] || sysctl vm.overcommit_memory kernel.panic kernel.panic_on_oops >"$run/sysctl.before"
 
-# Fixed ports, below those that the kernel gives to outgoing connections: nobody takes them in between.
-free_ports() { # how many, from which on
-  python3 - "$1" "$2" <<'PY'
-import socket, sys
-count, port, found = int(sys.argv[1]), int(sys.argv[2]), []
-while len(found) < count:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind(("127.0.0.1", port))
-            found.append(port)
-        except OSError:
-            pass
-    port += 1
-print(*found)
-PY
-}
-read -r kubelet_port health_port <<<"$(free_ports 2 26480)"
+read -r kubelet_port health_port <<<"$(python3 "$here/ports.py" 2 26480)"
 cat >"$run/kubelet.yaml" <<CONFIG
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration

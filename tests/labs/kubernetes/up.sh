@@ -24,24 +24,7 @@ rm -rf "$run"
 mkdir -p "$run/pki" "$run/log"
 cd "$run"
 
-# Fixed ports, below those that the kernel gives to outgoing connections: nobody takes them in between.
-free_ports() { # how many, from which on
-  "$python" - "$1" "$2" <<'PY'
-import socket, sys
-count, port, found = int(sys.argv[1]), int(sys.argv[2]), []
-while len(found) < count:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind(("127.0.0.1", port))
-            found.append(port)
-        except OSError:
-            pass
-    port += 1
-print(*found)
-PY
-}
-read -r api_port etcd_port peer_port manager_port scheduler_port control_port <<<"$(free_ports 6 26440)"
+read -r api_port etcd_port peer_port manager_port scheduler_port control_port <<<"$("$python" "$here/ports.py" 6 26440)"
 
 authority() {
   openssl req -x509 -newkey rsa:2048 -nodes -days 7 -subj /CN=trainguard-lab \

@@ -142,10 +142,6 @@ class Informer:
         """Give the object that has a name now."""
         return self._objects.get(self._names.get((namespace, name), ""))
 
-    def by_uid(self, uid: str) -> Object | None:
-        """Give an object by uid, also one that was deleted and is still remembered."""
-        return self._objects.get(uid) or self._gone.get(uid)
-
     def deleted(self, namespace: str, name: str) -> Object | None:
         """Give the last state of the newest deleted object of a name."""
         return self._gone.get(self._gone_names.get((namespace, name), ""))

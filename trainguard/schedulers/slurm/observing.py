@@ -66,11 +66,6 @@ class Observer:
         records = self._memory.get(ref, _Memory()).records.values()
         return next((record.user for record in records if record.user), "")
 
-    def forget_all(self) -> None:
-        """Forget what was seen."""
-        self._follow.clear()
-        self._memory.clear()
-
     async def observe(self, jobs: Sequence[Job]) -> Mapping[JobRef, Observation]:
         """Look at many jobs in one query; accounting is asked only for those the controller has forgotten."""
         asked = {job.ref: job for job in jobs}
