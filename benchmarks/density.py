@@ -50,6 +50,7 @@ def guards(count: int, window: float) -> dict[str, Any]:
             "states": states,
             "states_at_the_end": lab_.client("states", {}),
             "trouble": lab_.trouble()[:20],
+            "server_errors": lab_.server_errors(),
             **result,
         }
 
@@ -126,7 +127,7 @@ def baseline(runs: int, window: float) -> dict[str, Any]:
     }
 
 
-def run(sizes: tuple[int, ...] = (100, 300, 1000), window: float = 90.0) -> dict[str, Any]:
+def run(sizes: tuple[int, ...] = (100, 1000), window: float = 90.0) -> dict[str, Any]:
     """Measure each size and the baseline."""
     return {"sizes": [guards(size, window) for size in sizes], "baseline": baseline(BASELINE_RUNS, 60.0)}
 

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +32,11 @@ DATABASE = "TRAINGUARD_BENCH_PREFECT_DATABASE"
 """Address of Prefect's database, SQLite in the lab's folder where it is not given."""
 LEDGER = "TRAINGUARD_BENCH_LEDGER"
 """Address of the ledger, SQLite in the lab's folder where it is not given."""
+
+
+def databases() -> str:
+    """Where Prefect's records and the ledger lie."""
+    return "Postgres" if DATABASE in os.environ and LEDGER in os.environ else "SQLite"
 
 
 @dataclass
@@ -139,11 +146,19 @@ class Lab:
         return asyncio.run(ask())
 
     def trouble(self) -> list[str]:
-        """Lines of the workers' and the server's logs that tell of an error."""
+        """Lines of the workers' logs that tell of an error."""
         words = ("Traceback", "| ERROR", " 503 ", "database is locked", "CRITICAL")
-        logs = [*self.folder.glob("worker-*.log"), self.folder / "prefect" / "server.log"]
-        lines = (line for log in logs for line in log.read_text("utf-8", "replace").splitlines())
+        lines = (
+            line
+            for log in self.folder.glob("worker-*.log")
+            for line in log.read_text("utf-8", "replace").splitlines()
+        )
         return [line[:200] for line in lines if any(word in line for word in words)]
+
+    def server_errors(self) -> dict[str, int]:
+        """What the server's own log complains of, and how often; its clients may have seen none of it."""
+        text = (self.folder / "prefect" / "server.log").read_text("utf-8", "replace")
+        return dict(Counter(re.findall(r"\| (?:ERROR|CRITICAL) +\| (.{,100})", text)))
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the databases' pages that are in use."""

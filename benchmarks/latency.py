@@ -57,6 +57,7 @@ def run(guards: int = 1000, window: float = 300.0) -> dict[str, Any]:
             "poll_s": settings["poll_seconds"],
             **compared(happened, found, began, ended),
             "trouble": lab_.trouble()[:20],
+            "server_errors": lab_.server_errors(),
         }
 
 

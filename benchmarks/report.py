@@ -44,6 +44,11 @@ def _density(found: Result) -> Iterator[Figure]:
             "600 s, no error" if aim else "",
             (started is not None and started <= 600 and not size["trouble"]) if aim else None,
         )
+        refused = sum(size["server_errors"].values())
+        yield Figure(
+            f"{count} guards: errors seen by the worker, and in the server's own log",
+            f"{len(size['trouble'])}, {refused}",
+        )
         yield Figure(
             f"{count} guards: questions to the cluster a minute",
             f"{size['cluster_queries_a_minute']} (and {size['log_reads_a_minute']} reads of logs)",
@@ -160,7 +165,8 @@ _FIGURES: Mapping[str, Callable[[Result], Iterator[Figure]]] = {
     "kubernetes_watch": _kubernetes_watch,
 }
 NAMES = tuple(_FIGURES)
-"""The last two need their labs running (tests/labs/<lab>/up.sh) and its facts in the environment."""
+ON_POSTGRES = " on Postgres"
+"""Ends the name of a measurement whose databases were on Postgres."""
 
 _TITLES = {
     "density": "How many guards fit on two cores",
@@ -177,13 +183,13 @@ def figures(name: str, result: Result) -> list[Figure]:
     """Give the lines of one measurement."""
     if "skipped" in result:
         return [Figure("skipped", str(result["skipped"]))]
-    return list(_FIGURES[name](result))
+    return list(_FIGURES[name.removesuffix(ON_POSTGRES)](result))
 
 
 def table(name: str, result: Result) -> str:
     """Give one measurement as a table in Markdown."""
     lines = [
-        f"## {name}: {_TITLES[name]}",
+        f"## {name}: {_TITLES[name.removesuffix(ON_POSTGRES)]}",
         "",
         "| what | measured | bar | met | baseline |",
         "|---|---|---|---|---|",
@@ -230,4 +236,5 @@ Events are most of what a task run leaves; Prefect drops them after `PREFECT_SER
 
 def page(results: Mapping[str, Result]) -> str:
     """Give docs/benchmarks.md."""
-    return "\n".join([_HEAD, *(table(name, results[name]) for name in NAMES if name in results)])
+    kept = (name + where for name in NAMES for where in ("", ON_POSTGRES))
+    return "\n".join([_HEAD, *(table(name, results[name]) for name in kept if name in results)])
