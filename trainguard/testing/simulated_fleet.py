@@ -25,6 +25,8 @@ from trainguard.testing.simulated_clock import PacedScheduler, VirtualClock
 DAY = 86400.0
 HORIZON = 120 * DAY
 """Faults are drawn for so long."""
+MOST_FAULTS = 200
+"""At most so many for one job, since a thousand jobs keep theirs in memory."""
 
 
 class SimulatedFleet(SchedulerBlock):
@@ -102,7 +104,10 @@ class SimulatedFleet(SchedulerBlock):
         if not self.fault_seconds:
             return
         at = self.healthy_seconds
-        while (at := at + chance.expovariate(1 / self.fault_seconds)) < HORIZON:
+        for _ in range(MOST_FAULTS):
+            at += chance.expovariate(1 / self.fault_seconds)
+            if at >= HORIZON:
+                return
             yield Fault(chance.choice(self.faults), int(at / step_seconds))
 
 
