@@ -339,14 +339,14 @@ async def test_a_dead_controller_gives_no_verdict(acct: Cluster) -> None:
     job = acct.job(acct.submit(acct.job_folder(), BASH + "sleep 300\n"))
     seen = await until_seen(scheduler, job, is_(Liveness.RUNNING), "runs")
     try:
-        await _no_verdict(scheduler, job, seen, lambda: _kill_controller(acct))
+        await _no_verdict(scheduler, job, seen, lambda: kill_controller(acct))
     finally:
         acct.start("slurmctld")
     again = await until_seen(scheduler, job, is_(Liveness.RUNNING), "runs still")
     assert again.incarnation == seen.incarnation
 
 
-def _kill_controller(cluster: Cluster) -> None:
+def kill_controller(cluster: Cluster) -> None:
     pid = cluster.pid("slurmctld")
     cluster.signal("slurmctld", signal.SIGTERM)
     cluster.wait(lambda: cluster.gone(pid), 40, "slurmctld has ended")
