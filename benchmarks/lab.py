@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import asyncpg
 import psutil
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,15 +31,13 @@ from trainguard.cli.prefect_server import free_port, prefect_server
 from trainguard.ledger.location import locate
 
 ROOT = Path(__file__).parents[1]
-DATABASE = "TRAINGUARD_BENCH_PREFECT_DATABASE"
-"""Address of Prefect's database, SQLite in the lab's folder where it is not given."""
-LEDGER = "TRAINGUARD_BENCH_LEDGER"
-"""Address of the ledger, SQLite in the lab's folder where it is not given."""
+POSTGRES = "TRAINGUARD_BENCH_POSTGRES"
+"""Address of a Postgres where databases may be made: Prefect's and the ledger are put there, into one of a lab's own."""
 
 
 def databases() -> str:
     """Where Prefect's records and the ledger lie."""
-    return "Postgres" if DATABASE in os.environ and LEDGER in os.environ else "SQLite"
+    return "Postgres" if POSTGRES in os.environ else "SQLite"
 
 
 @dataclass
@@ -179,14 +180,16 @@ def lab(**settings: str) -> Iterator[Lab]:
     with tempfile.TemporaryDirectory(prefix="trainguard-bench-") as name:
         folder = Path(name)
         own = {
-            "TRAINGUARD_LEDGER_URL": os.environ.get(LEDGER, f"sqlite:///{folder / 'ledger.db'}"),
+            "TRAINGUARD_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
             **settings,
         }
-        if DATABASE in os.environ:
-            own["PREFECT_API_DATABASE_CONNECTION_URL"] = os.environ[DATABASE]
-        with _environment(own), prefect_server(folder / "prefect", free_port()) as environment:
+        with (
+            _database(own),
+            _environment(own),
+            prefect_server(folder / "prefect", free_port()) as environment,
+        ):
             server = next(
                 child for child in psutil.Process().children() if "server" in " ".join(child.cmdline())
             )
@@ -195,6 +198,32 @@ def lab(**settings: str) -> Iterator[Lab]:
                 yield made
             finally:
                 made.stop_workers()
+
+
+@contextmanager
+def _database(own: dict[str, str]) -> Iterator[None]:
+    """Put both databases into a fresh one on Postgres, where one is given."""
+    server = os.environ.get(POSTGRES)
+    if server is None:
+        yield
+        return
+    name = f"trainguard_bench_{secrets.token_hex(4)}"
+    address = urlsplit(server)._replace(path=f"/{name}").geturl()
+    own["TRAINGUARD_LEDGER_URL"] = address
+    own["PREFECT_API_DATABASE_CONNECTION_URL"] = address.replace("postgresql://", "postgresql+asyncpg://")
+
+    async def run(statement: str) -> None:
+        connection = await asyncpg.connect(server)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run(f"CREATE DATABASE {name}"))
+    try:
+        yield
+    finally:
+        asyncio.run(run(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @contextmanager
