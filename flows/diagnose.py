@@ -12,7 +12,7 @@ from trainguard.tasks.advise import ask_advisor
 from trainguard.tasks.collect import collect_evidence, find_root_cause
 from trainguard.tasks.context import current_guard
 from trainguard.tasks.durable import durably
-from trainguard.tasks.incidents import the_incident
+from trainguard.tasks.incidents import note_nodes, the_incident
 from trainguard.tasks.subflow import steps
 from trainguard.tasks.tell import tell_opened
 
@@ -36,6 +36,7 @@ async def _diagnose(incident_id: str) -> None:
     found = await find_root_cause(incident, evidence)
     found = await ask_advisor(incident, found, evidence)
     await durably(context.ledger.add_diagnosis, context.lease, incident.id, found, context.clock())
+    await durably(note_nodes, incident, found)
     await durably(tell_opened, incident, found)
     incident = incident.advanced(IncidentState.DIAGNOSED, fingerprint=found.fingerprint)
     await durably(context.ledger.update_incident, context.lease, incident)

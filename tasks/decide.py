@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from trainguard.core.action import ActionKind
+from trainguard.core.action import ActionKind, Outcome, OutcomeStatus
 from trainguard.core.decision import Plan
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
+from trainguard.core.nodes import NODE_MEMORY, restarts_first
 from trainguard.core.planning import Situation, plan
 from trainguard.core.verdict import FaultClass
 from trainguard.tasks.collect import look_at_checkpoints
@@ -48,6 +49,9 @@ async def situation(incident: Incident) -> Situation:
     history = await context.ledger.recovery_history(context.job.key)
     assert found is not None
     nodes = seen.nodes or (context.observation.nodes if context.observation else ())
+    nodes_before = await context.ledger.node_history(
+        context.job.ref, incident.id, context.clock() - NODE_MEMORY
+    )
     earlier = [record for record in history if record.incident != incident.id]
     return Situation(
         job=context.job,
@@ -61,6 +65,8 @@ async def situation(incident: Incident) -> Situation:
         checkpoints=await look_at_checkpoints(),
         known_nodes=frozenset(nodes),
         excluded_nodes=await _excluded(context),
+        node_events=tuple(event for event in nodes_before if event.incident != incident.id),
+        refused=await _refused(context, incident),
         alike_jobs=await _alike(context, found.fault),
         handlers=context.handlers,
         script_uses=await _script_uses(context, earlier),
@@ -77,6 +83,29 @@ async def decide(incident: Incident, known: Situation) -> Plan:
         logger.info("%s %s: %s", step.verdict, step.action.kind, step.basis)
     await durably(context.ledger.add_decisions, context.lease, incident.id, made)
     return made
+
+
+async def plain_restart_is_left(incident: Incident, plan: Plan, outcomes: Sequence[Outcome]) -> bool:
+    """Whether the scheduler can't leave the nodes out and the ladder itself would begin with a plain restart.
+
+    Then that is decided on, once: no job stays down for what earlier incidents said of a node.
+    """
+    context = current_guard()
+    found = await context.ledger.diagnosis(incident.id)
+    kinds = [step.action.kind for step in plan.steps]
+    if incident.attempt or found is None or len(outcomes) < len(kinds):
+        return False
+    if kinds[-1] is not ActionKind.RESTART_EXCLUDING_NODE or ActionKind.RUN_RECOVERY_SCRIPT in kinds:
+        return False
+    return outcomes[-1].status is OutcomeStatus.REFUSED and restarts_first(found)
+
+
+async def _refused(context: GuardContext, incident: Incident) -> dict[ActionKind, str]:
+    return {
+        record.intent.action.kind: record.outcome.detail
+        for record in await context.ledger.intents(incident.id)
+        if record.outcome is not None and record.outcome.status is OutcomeStatus.REFUSED
+    }
 
 
 async def _script_uses(context: GuardContext, history: Sequence[RecoveryRecord]) -> dict[str, int]:

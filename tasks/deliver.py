@@ -136,5 +136,5 @@ async def _taken(context: GuardContext, message: Message) -> bool:
     return taken > 0
 
 
-async def _still_asked(context: GuardContext, incident_id: str) -> bool:
-    return any(row.incident == incident_id for row in await context.ledger.open_requests(context.job.key))
+async def _still_asked(context: GuardContext, request_id: str) -> bool:
+    return any(row.id == request_id for row in await context.ledger.open_requests(context.job.key))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from trainguard.core.checkpoint import newest_good
 from trainguard.core.decision import Plan
 from trainguard.core.incident import Incident, IncidentState
+from trainguard.core.nodes import accused_nodes
 from trainguard.core.observation import Liveness
 from trainguard.core.signal import Signal, SignalKind
+from trainguard.core.verdict import Diagnosis
 from trainguard.tasks.collect import checkpoints_now
-from trainguard.tasks.context import GuardContext
+from trainguard.tasks.context import GuardContext, current_guard
 from trainguard.tasks.durable import durably
 from trainguard.tasks.log_reading import read_new_log
 from trainguard.tasks.tell import tell_signals
@@ -78,6 +80,14 @@ async def the_incident(context: GuardContext, incident_id: str) -> Incident:
     if incident is None:
         raise LookupError(f"the ledger has no incident {incident_id}")
     return incident
+
+
+async def note_nodes(incident: Incident, found: Diagnosis) -> None:
+    """Put on record at which nodes' door the fault lies."""
+    context = current_guard()
+    nodes = accused_nodes(found, context.observation) if context.observation else ()
+    if nodes:
+        await context.ledger.add_node_events(context.lease, incident.id, nodes, found.fault, context.clock())
 
 
 async def the_plan(context: GuardContext, incident_id: str) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainguard.core.nodes import NODE_MEMORY
 from trainguard.core.report import IncidentFile
 from trainguard.ledger.ledger import Ledger
 
@@ -12,6 +13,7 @@ async def incident_file(ledger: Ledger, incident_id: str) -> IncidentFile | None
     job = None if incident is None else await ledger.job(incident.job_key)
     if incident is None or job is None:
         return None
+    since = incident.detected_at - NODE_MEMORY
     return IncidentFile(
         job=job,
         incident=incident,
@@ -20,4 +22,5 @@ async def incident_file(ledger: Ledger, incident_id: str) -> IncidentFile | None
         plan=await ledger.plan(incident_id),
         answer=await ledger.answer_of(f"{incident_id}-{incident.attempt}"),
         intents=tuple(await ledger.intents(incident_id)),
+        node_events=tuple(await ledger.node_history(job.ref, incident_id, since)),
     )

@@ -62,7 +62,7 @@ async def tell_asked(incident: Incident, request: ApprovalRequest) -> None:
     url = page_url(request.flow_run_id)
     logger.warning("waits for approval: %s or: trainguard approve %s", url or "(no UI)", request.id)
     links = (Link(label="Approve in Prefect", url=url),)
-    await post(context, incident.id, approval_needed(context.job, incident, found, request, links=links))
+    await post(context, request.id, approval_needed(context.job, incident, found, request, links=links))
 
 
 async def tell_closed(incident: Incident) -> None:

@@ -18,6 +18,7 @@ from tests.ledger import facts
 from trainguard.cli import main as command_line
 from trainguard.cli.rules import rules_app
 from trainguard.core.errors import UnreachableError, UserError
+from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
 
 RULES = sorted(getattr(get_command(rules_app), "commands"))  # noqa: B009 - click's type does not say that it is a group
@@ -180,6 +181,45 @@ def test_an_answer_that_does_not_count_fails_and_says_why(run: Run) -> None:
     assert done.json["accepted"] is False
 
 
+async def three_incidents(ledger: Ledger) -> None:
+    """Two jobs of one name's cluster accuse n2, one of them also n1, and one incident accuses nobody."""
+    for name, job, nodes, at in [
+        ("inc00001", facts.JOB, ("n1", "n2"), facts.NOW),
+        ("inc00002", facts.JOB.model_copy(update={"ref": OTHER, "name": "bert"}), ("n2",), facts.NOW + 9),
+        ("inc00003", facts.JOB, (), facts.NOW),
+    ]:
+        await ledger.register_job(job, "{}", facts.NOW)
+        lease = await ledger.acquire_lease(job.key, "guard", facts.NOW, 60)
+        await ledger.open_incident(lease, facts.incident(name, job_key=job.key))
+        await ledger.add_node_events(lease, name, nodes, FaultClass.GPU_HARDWARE, at)
+
+
+OTHER = facts.REF.model_copy(update={"id": "bert"})
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "jobs"),
+    [
+        (("--node", "n2"), ["inc00002", "inc00001"], 2),
+        (("--node", "n1"), ["inc00001"], 1),
+        (("--node", "n2", "--job", "bert"), ["inc00002"], 1),
+        (("--node", "n9"), [], 0),
+    ],
+)
+def test_the_incidents_of_a_node_are_listed(
+    words: tuple[str, ...], found: list[str], jobs: int, run: Run
+) -> None:
+    recorded(three_incidents)
+    told = run("incidents", *words, "--json").json
+    assert [row["incident"] for row in told["incidents"]] == found
+    assert [(node["node"], node["jobs"], node["faults"]) for node in told["nodes"]] == [
+        (words[1], jobs, ["gpu_hardware"]) for _ in found[:1]
+    ]
+    shown = run("incidents", *words).out
+    assert all(one in shown for one in found) and "inc00003" not in shown
+    assert (f"{words[1]}: gpu_hardware; incidents: {len(found)}, jobs: {jobs}" in shown) == bool(found)
+
+
 def test_the_names_of_facts_stay(run: Run, tmp_path: Path) -> None:
     recorded(a_late_question)
     (job,) = run("status", "--json").json["jobs"]
@@ -193,7 +233,9 @@ def test_the_names_of_facts_stay(run: Run, tmp_path: Path) -> None:
         "outcome",
     }
     one = run("incidents", "inc00001", "--json").json
-    assert {"job", "incident", "diagnosis", "evidence", "plan", "answer", "intents"} <= set(one)
+    assert {"job", "incident", "diagnosis", "evidence", "plan", "answer", "intents", "node_events"} <= set(
+        one
+    )
     (question,) = run("approve", "--json").json["questions"]
     assert {"id", "incident", "job_key", "plan", "asked_at", "deadline"} <= set(question)
 

@@ -12,7 +12,7 @@ from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.evidence import Citation
 from trainguard.core.handlers import FailureHandler, HandlerRule
 from trainguard.core.health import Health
-from trainguard.core.history import RecoveryRecord
+from trainguard.core.history import NodeEvent, RecoveryRecord
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
 from trainguard.core.observation import Liveness, LogSource, Observation
@@ -199,6 +199,91 @@ def test_a_node_is_never_drained_on_the_word_of_the_jobs_own_log(kind: str, verd
     assert made.steps[-1].action.kind is ActionKind.RESTART_EXCLUDING_NODE
 
 
+def named(node: str, *others: tuple[str, str]) -> tuple[NodeEvent, ...]:
+    """What incidents of some jobs laid at a node's door."""
+    return tuple(
+        NodeEvent(node=node, incident=incident, job_key=job, fault=FaultClass.GPU_HARDWARE, at=NOW - 60)
+        for incident, job in others
+    )
+
+
+AGAIN, WITHOUT = ActionKind.RESTART, ActionKind.RESTART_EXCLUDING_NODE
+ELSEWHERE = (("i1", "slurm/lab/8"), ("i2", "slurm/lab/9"), ("i3", "slurm/lab/9"))
+TWICE = "n2 was named by 3 earlier incidents of 2 jobs within 30 days"
+
+
+def allowing(*kinds: ActionKind, **more: Any) -> Policy:
+    return Policy(allow=tuple(Allow(action=kind) for kind in kinds), **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "nodes", "verdict", "said"),
+    [
+        ({"node_events": ()}, AGAIN, (), RUNS, ""),
+        ({}, WITHOUT, ("n2",), RUNS, TWICE),
+        (
+            {"node_events": named("n2", ("i1", REF.key))},
+            WITHOUT,
+            ("n2",),
+            RUNS,
+            "1 earlier incident of 1 job",
+        ),
+        ({"node_events": named("n1", *ELSEWHERE)}, WITHOUT, ("n1",), RUNS, "n1 was named"),
+        ({"node_events": named("n9", *ELSEWHERE)}, AGAIN, (), RUNS, ""),
+        ({"diagnosis__actions": (WITHOUT, AGAIN)}, WITHOUT, ("n2", "n1"), RUNS, TWICE),
+        ({"diagnosis__actions": (AGAIN,)}, AGAIN, (), RUNS, TWICE),
+        ({"policy": Policy(preset=Preset.ASSIST)}, WITHOUT, ("n2",), ASKS, TWICE),
+        ({"policy": allowing(AGAIN)}, AGAIN, (), RUNS, TWICE),
+        ({"policy": allowing(AGAIN, refuse=(WITHOUT,))}, AGAIN, (), RUNS, TWICE),
+        ({"policy": allowing(WITHOUT)}, WITHOUT, ("n2",), RUNS, TWICE),
+        ({"excluded_nodes": frozenset({"a", "b"})}, AGAIN, (), RUNS, TWICE),
+        ({"supported": EVERYTHING - {WITHOUT}}, AGAIN, (), RUNS, TWICE),
+        ({"access__impossible": {WITHOUT: "no right"}}, AGAIN, (), RUNS, TWICE),
+        ({"refused": {WITHOUT: "no other node is left"}}, AGAIN, (), RUNS, TWICE),
+        ({"known_nodes": frozenset({"n1"})}, AGAIN, (), RUNS, ""),
+    ],
+)
+def test_a_node_that_other_incidents_named_is_left_out_where_that_may_be_done_and_else_nothing_changes(
+    changes: dict[str, Any], kind: ActionKind, nodes: tuple[str, ...], verdict: Verdict, said: str
+) -> None:
+    known = {
+        "diagnosis__actions": (AGAIN, WITHOUT),
+        "diagnosis__suspects": (Suspect(node="n2"), Suspect(node="n1")),
+        "diagnosis__transient": True,
+        "node_events": named("n2", *ELSEWHERE),
+    }
+    step = only(plan(situation(**{**known, **changes})))
+    assert (step.action.kind, step.action.nodes, step.verdict) == (kind, nodes, verdict)
+    assert said in step.basis and ("was named" in step.basis) == bool(said)
+
+
+def test_no_history_lets_an_action_on_the_node_itself_run() -> None:
+    known: dict[str, Any] = {
+        "diagnosis__actions": (WITHOUT, ActionKind.DRAIN_NODE),
+        "diagnosis__suspects": (Suspect(node="n2"),),
+        "diagnosis__citations": cited("kernel"),
+    }
+    assert plan(situation(**known)) == only_basis_differs(
+        plan(situation(node_events=named("n2", *ELSEWHERE), **known))
+    )
+
+
+def only_basis_differs(made: Plan) -> Plan:
+    """The plan without what it says of earlier incidents."""
+    steps = (step.model_copy(update={"basis": step.basis.partition("; n2 was")[0]}) for step in made.steps)
+    return made.model_copy(update={"steps": tuple(steps)})
+
+
+def test_what_the_scheduler_refused_gives_way_to_the_next_rung() -> None:
+    known = situation(
+        diagnosis__actions=(WITHOUT,),
+        diagnosis__suspects=(Suspect(node="n2"),),
+        refused={WITHOUT: "no other node is left"},
+    )
+    step = only(plan(known))
+    assert step.verdict is REFUSED and step.basis == "the scheduler refused it: no other node is left"
+
+
 def test_the_blast_radius_counts_nodes_left_out_before() -> None:
     known = situation(
         diagnosis__actions=(ActionKind.RESTART_EXCLUDING_NODE,),
@@ -329,6 +414,17 @@ def test_the_owners_script_for_an_exit_code_comes_before_the_restart(
     made = plan(known)
     assert [step.action.kind.value for step in made.steps] == steps
     assert made.verdict is verdict
+
+
+def test_after_the_owners_script_no_node_is_left_out_for_its_history() -> None:
+    known: dict[str, Any] = {
+        "diagnosis__actions": (AGAIN, WITHOUT),
+        "diagnosis__suspects": (Suspect(node="n2"),),
+        "node_events": named("n2", *ELSEWHERE),
+        "policy": allowing(SCRIPT, AGAIN, WITHOUT),
+    }
+    assert [step.action.kind for step in plan(exited(42, **known)).steps] == [SCRIPT, AGAIN]
+    assert [step.action.kind for step in plan(exited(1, **known)).steps] == [WITHOUT]
 
 
 def test_a_script_may_bring_the_job_back_as_often_as_its_owner_said() -> None:

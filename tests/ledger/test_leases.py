@@ -12,6 +12,7 @@ from tests.ledger.facts import KEY, NOW
 from trainguard.core.decision import Lease
 from trainguard.core.errors import LeaseHeldError, LeaseLostError
 from trainguard.core.incident import IncidentState
+from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
 
 
@@ -113,6 +114,7 @@ WRITES: dict[str, Callable[[Ledger, Lease], Awaitable[object]]] = {
     "update": lambda led, it: led.update_incident(it, facts.incident(state=IncidentState.DIAGNOSED)),
     "evidence": lambda led, it: led.add_evidence(it, "inc00001", [facts.evidence("x")]),
     "diagnosis": lambda led, it: led.add_diagnosis(it, "inc00001", facts.diagnosis(), NOW),
+    "nodes": lambda led, it: led.add_node_events(it, "inc00001", ("n1",), FaultClass.NODE_FAILURE, NOW),
     "decisions": lambda led, it: led.add_decisions(it, "inc00001", facts.plan()),
     "intent": lambda led, it: led.write_intent(it, facts.intent(it)),
     "outcome": lambda led, it: led.write_outcome(it, facts.outcome()),
@@ -129,6 +131,7 @@ async def state_of(ledger: Ledger) -> list[object]:
         await ledger.incidents(),
         await ledger.evidence("inc00001"),
         await ledger.diagnoses("inc00001"),
+        await ledger.node_events("n1"),
         await ledger.plan("inc00001"),
         await ledger.intents("inc00001"),
         await ledger.open_requests(),

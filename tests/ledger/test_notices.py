@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from itertools import pairwise
 
+from tests.ledger import facts
 from tests.ledger.facts import KEY, NOW
+from trainguard.core.decision import Lease
 from trainguard.core.history import NodeEvent
 from trainguard.core.messages import Message, MessageKind, Severity
 from trainguard.core.verdict import FaultClass
@@ -76,15 +78,38 @@ async def test_a_job_has_so_many_messages_and_no_more(ledger: Ledger) -> None:
     assert not await ledger.post_message(KEY, "inc99", message(), NOW, 0)
 
 
-async def test_a_nodes_history_counts_each_fault_of_an_incident_once(ledger: Ledger) -> None:
+async def test_a_nodes_history_counts_each_fault_of_an_incident_once(ledger: Ledger, lease: Lease) -> None:
     for incident, fault, at in [
         ("inc00001", FaultClass.GPU_HARDWARE, NOW),
         ("inc00001", FaultClass.GPU_HARDWARE, NOW + 5),
         ("inc00002", FaultClass.GPU_HARDWARE, NOW + 50),
         ("inc00000", FaultClass.NODE_FAILURE, NOW - 50),
     ]:
-        await ledger.add_node_event("n1", KEY, incident, fault, at)
+        await ledger.open_incident(lease, facts.incident(incident))
+        await ledger.add_node_events(lease, incident, ("n1", "n3"), fault, at)
     event = NodeEvent(node="n1", job_key=KEY, incident="inc00001", fault=FaultClass.GPU_HARDWARE, at=NOW)
     later = event.model_copy(update={"incident": "inc00002", "at": NOW + 50})
     assert await ledger.node_events("n1", NOW) == [later, event]
-    assert await ledger.node_events("n2", 0) == []
+    assert len(await ledger.node_events("n1")) == len(await ledger.node_events("n3")) == 3
+    assert await ledger.node_events("n2") == []
+
+
+async def test_an_incidents_nodes_have_the_history_of_their_own_cluster(ledger: Ledger) -> None:
+    here = facts.REF
+    for name, ref, nodes, at in [
+        ("inc00001", here, ("n1", "n2"), NOW),
+        ("inc00002", here.model_copy(update={"id": "other"}), ("n2", "n3"), NOW - 10),
+        ("inc00003", here.model_copy(update={"cluster": "here2"}), ("n1", "n2"), NOW - 5),
+        ("inc00004", here, ("n1",), NOW - 99),
+    ]:
+        lease = await ledger.acquire_lease(ref.key, "guard", NOW, 600)
+        await ledger.open_incident(lease, facts.incident(name, job_key=ref.key))
+        await ledger.add_node_events(lease, name, nodes, FaultClass.NCCL_COMM, at)
+    found = await ledger.node_history(here, "inc00001", NOW - 50)
+    assert {(event.node, event.incident) for event in found} == {
+        ("n1", "inc00001"),
+        ("n2", "inc00001"),
+        ("n2", "inc00002"),
+    }
+    assert found[-1].incident == "inc00002"
+    assert await ledger.node_history(here, "inc00009", 0) == []

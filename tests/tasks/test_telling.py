@@ -231,6 +231,23 @@ async def test_who_waits_durably_waits_for_the_record_of_a_message(name: str, tm
             assert [message.kind for message in await told(channel, 1)] == [name]
 
 
+async def test_an_incidents_second_question_is_told_too(tmp_path: Path) -> None:
+    async with await opened(tmp_path) as ledger:
+        await failed_job(ledger)
+        lease = await ledger.acquire_lease(facts.KEY, "guard-1", facts.NOW, 600)
+        second = facts.request("inc00001-2", deadline=time.time() + 3600)
+        await ledger.ask(lease, second)
+        channel = Channel()
+        context = guard(ledger, channel)
+        async with delivering(context):
+            with guarding(context):
+                for request in (facts.request(), second, second):
+                    await tell_asked(facts.incident(), request)
+            await told(channel, 2)
+            await await_delivery(context)
+        assert len(channel.got) == 2
+
+
 async def test_what_nobody_waits_for_is_put_on_record_once_the_ledger_is_back(tmp_path: Path) -> None:
     async with await opened(tmp_path) as ledger:
         channel = Channel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,9 +13,11 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from trainguard.core.errors import UserError
+from trainguard.core.history import NodeEvent
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job
 from trainguard.core.messages import moment, span
+from trainguard.core.nodes import node_records
 from trainguard.core.report import IncidentFile, incident_report, steps_lost
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks.records import incident_file
@@ -82,28 +85,48 @@ def incidents(
         str | None, typer.Argument(help="An incident's id; without it all are listed.")
     ] = None,
     job: Annotated[str | None, typer.Option(help="Only incidents of the job with this name or key.")] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(help="Only incidents whose fault points at the node with this name."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List incidents, or show one with its evidence."""
-    if incident is None:
-        _list(asyncio.run(_incidents(job)), as_json)
-    else:
+    if incident is not None:
         _show(asyncio.run(_one(incident)), as_json)
+        return
+    found, events = asyncio.run(_incidents(job, node))
+    if as_json:
+        facts: dict[str, Any] = {"incidents": [_row(job, row) for job, row in found]}
+        if node is not None:
+            facts["nodes"] = [record.model_dump(mode="json") for record in node_records(events)]
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for record in node_records(events):
+        faults = ", ".join(record.faults)
+        typer.echo(f"{record.node}: {faults}; incidents: {record.incidents}, jobs: {record.jobs}")
+    _list(found)
 
 
-async def _incidents(wanted: str | None) -> list[tuple[Job | None, Incident]]:
+async def _incidents(
+    wanted: str | None, node: str | None
+) -> tuple[list[tuple[Job | None, Incident]], list[NodeEvent]]:
+    """Give the incidents that were asked for, and what they laid at the node's door."""
     async with await Ledger.open() as ledger:
         jobs = {job.key: job for job in await ledger.jobs()}
-        found = [(jobs.get(row.job_key), row) for row in await ledger.incidents()]
-    if wanted is None:
-        return found
-    return [(job, row) for job, row in found if wanted in {row.job_key, job.name if job else ""}]
+        events = [] if node is None else await ledger.node_events(node)
+        ids = dict.fromkeys(event.incident for event in events)
+        rows: Sequence[Incident | None] = (
+            await ledger.incidents() if node is None else [await ledger.incident(one) for one in ids]
+        )
+    found = [(jobs.get(row.job_key), row) for row in rows if row is not None]
+    if wanted is not None:
+        found = [(job, row) for job, row in found if wanted in {row.job_key, job.name if job else ""}]
+    listed = {row.id for _, row in found}
+    return found, [event for event in events if event.incident in listed]
 
 
-def _list(found: list[tuple[Job | None, Incident]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"incidents": [_row(job, row) for job, row in found]}, indent=2))
-        return
+def _list(found: list[tuple[Job | None, Incident]]) -> None:
     table = Table("incident", "job", "detected", "signals", "state", "step", "outcome")
     for job, row in found:
         signals = ", ".join(signal.kind for signal in row.signals)

@@ -68,6 +68,11 @@ class ActionKind(StrEnum):
         return self in _RESTARTS
 
     @property
+    def names_nodes(self) -> bool:
+        """Whether it needs the nodes that it is about."""
+        return self is ActionKind.RESTART_EXCLUDING_NODE or self.scope is Scope.NODE
+
+    @property
     def advice(self) -> bool:
         """Whether it is said, never performed."""
         return self.scope is Scope.NOTHING

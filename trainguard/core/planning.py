@@ -10,15 +10,14 @@ from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.fact import Fact
 from trainguard.core.handlers import FailureHandler, HandlerMatch, exit_status, match_handler, used_up
 from trainguard.core.health import Health
-from trainguard.core.history import RecoveryRecord
+from trainguard.core.history import NodeEvent, RecoveryRecord
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job, ResumeBy
+from trainguard.core.nodes import named_before, restarts_first, suspect_nodes
 from trainguard.core.observation import Liveness, Observation
 from trainguard.core.policy import Policy, Preset
 from trainguard.core.remission import passed
-from trainguard.core.verdict import Diagnosis, FaultClass
-
-CERTAIN_ENOUGH = 0.5
+from trainguard.core.verdict import CERTAIN_ENOUGH, Diagnosis, FaultClass
 
 
 class Situation(Fact):
@@ -39,6 +38,10 @@ class Situation(Fact):
     """Nodes the scheduler itself names for this job: the only ones an action may name."""
     excluded_nodes: frozenset[str] = frozenset()
     """Left out by earlier recoveries."""
+    node_events: tuple[NodeEvent, ...] = ()
+    """What other incidents laid at the door of the nodes that this one names."""
+    refused: dict[ActionKind, str] = Field(default_factory=dict)
+    """What the scheduler refused to do in this incident, and why."""
     alike_jobs: int = Field(default=1, ge=0)
     """Jobs of the cluster that failed alike within the storm window, this one included."""
     handlers: tuple[FailureHandler, ...] = ()
@@ -121,11 +124,25 @@ def _candidates(situation: Situation) -> list[Action]:
     kinds = [kind for kind in ladder if not kind.advice and kind not in _NOT_OF_THE_LADDER]
     if _after_script(situation) and not any(kind.restarts for kind in kinds):
         kinds.append(ActionKind.RESTART)
+    if _detour(situation):
+        kinds.remove(ActionKind.RESTART_EXCLUDING_NODE)
+        kinds.insert(kinds.index(ActionKind.RESTART), ActionKind.RESTART_EXCLUDING_NODE)
     actions = [_fill(situation, kind) for kind in kinds]
     return [action for action in actions if action is not None]
 
 
 _NOT_OF_THE_LADDER = {ActionKind.SET_ASIDE_CHECKPOINT, ActionKind.RUN_RECOVERY_SCRIPT}
+
+
+def _detour(situation: Situation) -> tuple[str, ...]:
+    """Nodes to leave out before the plain restart is tried: other incidents named them, too.
+
+    After the owner's script the restart is plain: it is the owner who says what the cause is.
+    """
+    if not restarts_first(situation.diagnosis) or _after_script(situation):
+        return ()
+    named = {event.node for event in situation.node_events}
+    return tuple(node for node in _bad_nodes(situation) if node in named)
 
 
 def _script_step(situation: Situation) -> Decision | None:
@@ -161,7 +178,9 @@ def _fill(situation: Situation, kind: ActionKind) -> Action | None:
     if incarnation is None:
         return None
     chosen = _resume_point(situation, kind) if kind.restarts else None
-    nodes = _bad_nodes(situation) if _names_nodes(kind) else ()
+    nodes = _bad_nodes(situation) if kind.names_nodes else ()
+    if kind is ActionKind.RESTART_EXCLUDING_NODE:
+        nodes = _detour(situation) or nodes
     return Action(
         kind=kind,
         incarnation=incarnation,
@@ -174,15 +193,8 @@ def _fill(situation: Situation, kind: ActionKind) -> Action | None:
     )
 
 
-def _names_nodes(kind: ActionKind) -> bool:
-    return kind is ActionKind.RESTART_EXCLUDING_NODE or kind.scope is Scope.NODE
-
-
 def _bad_nodes(situation: Situation) -> tuple[str, ...]:
-    """Suspects that the scheduler itself names: a node that only a log names is no target."""
-    suspects = [suspect.node for suspect in situation.diagnosis.suspects if suspect.node]
-    named = [*suspects, *situation.observation.bad_nodes]
-    return tuple(dict.fromkeys(node for node in named if node in situation.known_nodes))
+    return suspect_nodes(situation.diagnosis, situation.observation, situation.known_nodes)
 
 
 def _resume_point(situation: Situation, kind: ActionKind) -> Checkpoint | None:
@@ -247,7 +259,16 @@ def _decide(situation: Situation, action: Action) -> Decision:
     checks = (_possible, _safe, _within_budget, _automatics, _whitelist)
     said = [answer for check in checks if (answer := check(situation, action)) is not None]
     verdict, basis, would_allow = min(said, key=lambda answer: _STRICTNESS.index(answer[0]))
+    basis = "; ".join(filter(None, (basis, _named_before(situation, action))))
     return Decision(action=action, verdict=verdict, basis=basis, would_allow=would_allow, at=situation.now)
+
+
+def _named_before(situation: Situation, action: Action) -> str:
+    """What a restart, with or without the nodes, and an action on nodes have to say of these."""
+    if not (action.kind.restarts or action.kind.names_nodes):
+        return ""
+    nodes = action.nodes or _bad_nodes(situation)
+    return named_before(event for event in situation.node_events if event.node in nodes)
 
 
 _STRICTNESS = (Verdict.REFUSE, Verdict.ASK, Verdict.RUN)
@@ -264,7 +285,9 @@ def _possible(situation: Situation, action: Action) -> _Said:
     if action.kind in situation.access.impossible:
         why = situation.access.impossible[action.kind]
         return Verdict.REFUSE, f"no right to: {why}", why
-    if _names_nodes(action.kind) and not action.nodes:
+    if action.kind in situation.refused:
+        return Verdict.REFUSE, f"the scheduler refused it: {situation.refused[action.kind]}", ""
+    if action.kind.names_nodes and not action.nodes:
         return Verdict.REFUSE, "the evidence names no node that the scheduler knows for this job", ""
     if action.kind is ActionKind.RESTART_FROM_EARLIER_CHECKPOINT and _takes_the_newest(situation, action):
         return (

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from trainguard.core.decision import ApprovalAnswer, Decision, Plan
 from trainguard.core.evidence import Evidence
 from trainguard.core.fact import Fact
-from trainguard.core.history import IntentRecord
+from trainguard.core.history import IntentRecord, NodeEvent
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job
 from trainguard.core.message_formats import fence, markdown_escape
 from trainguard.core.messages import moment, span
+from trainguard.core.nodes import NODE_MEMORY, node_records
 from trainguard.core.observation import Progress
 from trainguard.core.progress import Reading
 from trainguard.core.sizes import format_size
@@ -28,6 +29,8 @@ class IncidentFile(Fact):
     plan: Plan | None = None
     answer: ApprovalAnswer | None = None
     intents: tuple[IntentRecord, ...] = ()
+    node_events: tuple[NodeEvent, ...] = ()
+    """What this incident and others of the cluster laid at the door of the nodes that this one names."""
     step_now: int | None = None
     step_seconds: float | None = None
 
@@ -40,6 +43,7 @@ def incident_report(known: IncidentFile) -> str:
         f"**{incident.state.replace('_', ' ')}** {markdown_escape(incident.outcome)}",
         _timeline(known),
         _cause(known.diagnosis),
+        _nodes(known),
         _decisions(known.plan),
         _answer(known.answer),
         _done(known.intents),
@@ -167,6 +171,28 @@ def _findings(title: str, findings: Sequence[Finding]) -> str:
         for f in findings[:10]
     ]
     return "\n".join([f"**{title}**", "", *rows])
+
+
+def _nodes(known: IncidentFile) -> str:
+    """The nodes that the incident names, and what else they are known for."""
+    if not known.node_events:
+        return ""
+    since = moment(known.incident.detected_at - NODE_MEMORY)
+    rows = [
+        f"| {markdown_escape(r.node)} | {', '.join(r.faults)} | {r.incidents} | {r.jobs} | {moment(r.newest_at)} |"
+        for r in node_records(known.node_events)
+    ]
+    return "\n".join(
+        [
+            "## Nodes",
+            "",
+            f"Faults laid at their door since {since}, this incident's included.",
+            "",
+            "| node | faults | incidents | jobs | newest |",
+            "|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
 def _decisions(plan: Plan | None) -> str:

@@ -8,6 +8,9 @@ from trainguard.core.action import ActionKind
 from trainguard.core.evidence import Citation
 from trainguard.core.fact import Fact
 
+CERTAIN_ENOUGH = 0.5
+"""Confidence under which nothing destructive rests on a diagnosis, and no node is held to be at fault."""
+
 
 class FaultClass(StrEnum):
     """Classes of root cause. Stable contract: stored, scored, written into policies."""

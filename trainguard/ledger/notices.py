@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, update
+from sqlalchemy import Row, Select, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from trainguard.core.alerts import GIVEN_UP, admitted, due
+from trainguard.core.decision import Lease
 from trainguard.core.fact import Fact
 from trainguard.core.history import NodeEvent
+from trainguard.core.job import JobRef
 from trainguard.core.messages import Message
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger import tables
+from trainguard.ledger.incidents import own_incident
 from trainguard.ledger.store import Store, insert_missing, lock_job
 
 
@@ -21,7 +24,7 @@ class Posted(Fact):
     """A message that is to be sent."""
 
     about: str
-    """What it is about: an incident's id, or an episode."""
+    """What it is about: the id of an incident or a question, or an episode."""
     message: Message
 
 
@@ -98,29 +101,46 @@ class Notices(Store):
 
         await self._write(work)
 
-    async def add_node_event(
-        self, node: str, job_key: str, incident_id: str, fault: FaultClass, at: float
+    async def add_node_events(
+        self, lease: Lease, incident_id: str, nodes: Collection[str], fault: FaultClass, at: float
     ) -> None:
-        """Lay a fault at a node's door; the same one of the same incident counts once."""
-        values = {
-            "node": node,
-            "job_key": job_key,
-            "incident": incident_id,
-            "fault": fault.value,
-            "at": at,
-        }
+        """Lay a fault of an incident at the door of nodes; again, it changes nothing."""
 
         async def work(tx: AsyncConnection) -> None:
-            await insert_missing(tx, tables.node_events, values)
+            await own_incident(tx, lease, incident_id)
+            for node in nodes:
+                values = {
+                    "node": node,
+                    "job_key": lease.job_key,
+                    "incident": incident_id,
+                    "fault": fault.value,
+                    "at": at,
+                }
+                await insert_missing(tx, tables.node_events, values)
 
-        await self._write(work)
+        await self._write(work, lease)
 
-    async def node_events(self, node: str, since: float) -> list[NodeEvent]:
-        """Give what happened on a node at or after `since`, newest first."""
+    async def node_events(self, node: str, since: float = 0.0) -> list[NodeEvent]:
+        """Give what was laid at a node's door at or after `since`, newest first, on whichever cluster."""
+        table = tables.node_events
+        return await self._node_events(select(table).where(table.c.node == node, table.c.at >= since))
+
+    async def node_history(self, job: JobRef, incident_id: str, since: float) -> list[NodeEvent]:
+        """Give what was laid at the door of the nodes that an incident of `job` names, by itself and by others.
+
+        Of the job's cluster, at or after `since`, newest first.
+        """
+        table = tables.node_events
+        named = select(table.c.node).where(table.c.incident == incident_id)
+        found = select(table).where(table.c.node.in_(named), table.c.at >= since)
+        cluster = f"{job.scheduler}/{job.cluster}/"
+        return await self._node_events(found.where(table.c.job_key.startswith(cluster, autoescape=True)))
+
+    async def _node_events(self, found: Select[Any]) -> list[NodeEvent]:
+        """Newest first."""
+        table = tables.node_events
 
         async def work(tx: AsyncConnection) -> list[NodeEvent]:
-            table = tables.node_events
-            found = select(table).where(table.c.node == node, table.c.at >= since)
             rows = await tx.execute(found.order_by(table.c.at.desc(), table.c.id.desc()))
             return [
                 NodeEvent(
