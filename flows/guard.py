@@ -156,10 +156,10 @@ async def _handle(context: GuardContext, incident_id: str) -> None:
         incident = await context.ledger.incident(incident_id)
         if incident is not None and incident.state == "open":
             await run_subflow(context, diagnose, incident_id)
+        await run_subflow(context, recover, incident_id)
     finally:
         await asyncio.wait({showing})
     showing.result()
-    await run_subflow(context, recover, incident_id)
     await show_guard_page(context)
 
 

@@ -1,12 +1,17 @@
-"""Incident steps shown as a subflow while Prefect answers, and never held up by it where it does not."""
+"""Incident steps shown as a subflow where Prefect answers, and never held up by it.
+
+The guard does the steps. A subflow run, begun at the same time, waits for them to end; once it has begun, the steps
+that follow are done inside it, so that their task runs and their form are its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
-from contextvars import ContextVar
-from typing import Any
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -22,73 +27,103 @@ from trainguard.tasks.prefect_view import AWAY, PATIENCE, GuardCancelledError, p
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+BEGIN_SECONDS = 0.7
+"""Seconds that a subflow's steps wait for its run to begin: an idle Prefect needs less, a busy one much more."""
+
 
 class _Stage:
-    """Where one subflow's steps are, seen from outside Prefect's engine."""
+    """What one subflow's steps and the run that shows them know of each other."""
 
     def __init__(self) -> None:
+        self.began_at = time.monotonic()
         self.begun = asyncio.Event()
-        self.steps: asyncio.Task[None] | None = None
-        self.given_up = False
+        self.inside: Context | None = None
+        """Prefect's context of the run."""
+        self.engine: asyncio.Task[None] | None = None
+        self.steps: asyncio.Task[Any] | None = None
+
+    async def show(self) -> State[Any] | None:
+        """Be the run that shows the steps, until they end. Gives the run's end if it is a special one."""
+        assert self.steps is not None
+        # A tag on a task run makes Prefect's engine ask its server for a slot before every task.
+        with TagsContext(current_tags=set()):
+            self.inside = copy_context()
+        self.begun.set()
+        await asyncio.wait({self.steps})
+        try:
+            self.steps.result()
+        except GuardCancelledError as cancelled:
+            return Cancelled(message=str(cancelled))
+        return None
+
+    async def has_begun(self, patience: float) -> bool:
+        """Wait for the run, at most so many seconds from when it was asked for."""
+        assert self.engine is not None
+        left = self.began_at + patience - time.monotonic()
+        if not self.begun.is_set() and left > 0:
+            beginning = asyncio.create_task(self.begun.wait())
+            try:
+                await asyncio.wait(
+                    {beginning, self.engine}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                beginning.cancel()
+        return self.begun.is_set() and not self.engine.done()
 
 
-_stage: ContextVar[_Stage | None] = ContextVar("trainguard_stage", default=None)
+_shown: ContextVar[_Stage | None] = ContextVar("trainguard_shown", default=None)
+"""Set where Prefect's engine runs a subflow: its steps are done elsewhere."""
+_doing: ContextVar[_Stage | None] = ContextVar("trainguard_doing", default=None)
+"""Set where the guard does a subflow's steps."""
 
 
 async def steps(work: Coroutine[Any, Any, None]) -> State[Any] | None:
-    """Do a subflow's work inside it, once, wherever it is called from. Gives the run's end if it is a special one."""
-    stage = _stage.get()
+    """Do a subflow's work, or show it where that is done elsewhere."""
+    stage = _shown.get()
     if stage is None:
-        await work
+        await in_subflow(work)
         return None
-    if stage.given_up:
-        work.close()
-        return None
-    # A tag on a task run makes Prefect's engine ask its server for a slot before every task.
-    with TagsContext(current_tags=set()):
-        stage.steps = asyncio.create_task(work)
-    stage.begun.set()
+    work.close()
+    return await stage.show()
+
+
+async def in_subflow(work: Coroutine[Any, Any, T], patience: float = BEGIN_SECONDS) -> T:
+    """Do `work` inside the subflow run if that has begun `patience` seconds after it was asked for."""
+    stage = _doing.get()
     try:
-        await stage.steps
-    except GuardCancelledError as cancelled:
-        return Cancelled(message=str(cancelled))
-    finally:
-        stage.steps.cancel()
-    return None
+        begun = stage is not None and await stage.has_begun(patience)
+    except asyncio.CancelledError:
+        work.close()
+        raise
+    inside = stage.inside if stage is not None and begun else None
+    if inside is None:
+        return await work
+    return await asyncio.create_task(work, context=inside.copy())
 
 
 async def run_subflow(context: GuardContext, wanted: Any, incident_id: str) -> None:
-    """Run `wanted` as a subflow; without one where Prefect is away, or goes away before its steps begin."""
-    if await prefect_answers() and await _shown(context, wanted, incident_id):
+    """Do the steps of `wanted`, shown as a subflow where Prefect answers."""
+    if await prefect_answers() and await _done(context, wanted, incident_id):
         return
-    token = _stage.set(None)
-    try:
-        await wanted.fn(incident_id, context.job.name)
-    finally:
-        _stage.reset(token)
+    await wanted.fn(incident_id, context.job.name)
 
 
-async def _shown(context: GuardContext, wanted: Any, incident_id: str) -> bool:
-    """Say whether the steps were done inside a subflow; raises what they raised."""
+async def _done(context: GuardContext, wanted: Any, incident_id: str) -> bool:
+    """Say whether the steps were done; raises what they raised."""
     stage = _Stage()
-    token = _stage.set(stage)
+    stage.steps = _task(_doing, stage, wanted.fn(incident_id, context.job.name))
     with tags(*context.tags):
-        engine = asyncio.create_task(_run(wanted, incident_id, context.job.name), name=wanted.name)
-    _stage.reset(token)
-    context.subflows.add(engine)
-    engine.add_done_callback(context.subflows.discard)
-    engine.add_done_callback(_look_at)
+        stage.engine = _task(_shown, stage, _run(wanted, incident_id, context.job.name))
+    context.subflows.add(stage.engine)
+    stage.engine.add_done_callback(context.subflows.discard)
     try:
-        if not await _begins(stage, engine):
-            stage.given_up = True
-            logger.warning("Prefect went away before %s: going on without it", wanted.name)
-            return False
-        assert stage.steps is not None
-        # Its end is shown while the guard goes on; `tidy_up` waits for it.
+        # The run's end is shown while the guard goes on; `tidy_up` waits for it.
         await asyncio.wait({stage.steps})
     except asyncio.CancelledError:
-        engine.cancel()
-        await asyncio.wait({engine}, timeout=PATIENCE)
+        stage.steps.cancel()
+        stage.engine.cancel()
+        await asyncio.wait({stage.steps, stage.engine}, timeout=PATIENCE)
         raise
     try:
         stage.steps.result()
@@ -100,28 +135,31 @@ async def _shown(context: GuardContext, wanted: Any, incident_id: str) -> bool:
     return True
 
 
-def _look_at(engine: asyncio.Task[None]) -> None:
-    """The steps' own error is raised where they are waited for; seen here, it is not reported as lost."""
-    if not engine.cancelled():
-        engine.exception()
+def _task(
+    place: ContextVar[_Stage | None], stage: _Stage, work: Coroutine[Any, Any, None]
+) -> asyncio.Task[None]:
+    token = place.set(stage)
+    try:
+        return asyncio.create_task(work)
+    finally:
+        place.reset(token)
 
 
 async def _run(wanted: Any, incident_id: str, job_name: str) -> None:
+    """Let Prefect's engine show the subflow; the steps' own errors are raised where they are waited for."""
     try:
         await wanted(incident_id, job_name)
     except AWAY as problem:
         logger.warning("Prefect does not show the end of %s: %s", wanted.name, problem)
+    except Exception as problem:
+        if problem is not _raised(_shown.get()):
+            logger.exception("Prefect does not show %s", wanted.name)
 
 
-async def _begins(stage: _Stage, engine: asyncio.Task[None]) -> bool:
-    beginning = asyncio.create_task(stage.begun.wait())
-    try:
-        await asyncio.wait({beginning, engine}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        beginning.cancel()
-    if engine.done():
-        engine.result()
-    return stage.begun.is_set()
+def _raised(stage: _Stage | None) -> BaseException | None:
+    if stage is None or stage.steps is None or not stage.steps.done() or stage.steps.cancelled():
+        return None
+    return stage.steps.exception()
 
 
 async def tidy_up(context: GuardContext) -> None:
