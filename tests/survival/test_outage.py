@@ -1,4 +1,4 @@
-"""The Prefect server dies while guards watch, diagnose and ask: the view comes later, the recovery does not.
+"""The Prefect server dies or freezes while guards watch, diagnose and ask: the view comes later, the recovery does not.
 
 TRAINGUARD_OUTAGE_SECONDS says how long the outage takes. The short form makes Prefect's client give up early, so
 that it is an outage for the client too; a long one leaves the client as it is.
@@ -43,8 +43,8 @@ class Story:
     log: str = ""
 
 
-async def tell(stage: Scene) -> Story:
-    """Let the server die, go on without it, bring it back, go on with it."""
+async def tell(stage: Scene, way: str) -> Story:
+    """Let the server go, go on without it, bring it back, go on with it."""
     alone = {"budgets": {"storm_jobs": 100}}  # all fail within a minute here: no storm
     presets = {
         "watched": "autonomous",
@@ -67,7 +67,7 @@ async def tell(stage: Scene) -> Story:
     await until_there(trials["diagnosed"].folder / "collecting", "the diagnosis")
 
     await stage.server.click(questions["before"], by="early")
-    stage.server.signal(signal.SIGKILL)
+    stage.server.signal(signal.SIGKILL if way == "killed" else signal.SIGSTOP)
     died = time.monotonic()
     trials["watched"].tell("fail")
     trials["over"].tell("finish")
@@ -79,7 +79,10 @@ async def tell(stage: Scene) -> Story:
         story.in_time[name] = time.monotonic() - died
     await asyncio.sleep(max(0.0, OUTAGE - (time.monotonic() - died)))
     assert not stage.server.answers()
-    await asyncio.to_thread(stage.server.start)
+    if way == "killed":
+        await asyncio.to_thread(stage.server.start)
+    else:
+        stage.server.signal(signal.SIGCONT)
 
     await trials["before"].restarted("a restart by the answer given before the outage", LATER)
     again = await stage.question(trials["after"])
@@ -114,11 +117,13 @@ async def recovered(stage: Scene, trial: Trial) -> None:
     assert found[-1].state is IncidentState.RECOVERED, found[-1]
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, mortal: Server) -> Iterator[Story]:
-    """One outage for all tests of this file."""
+@pytest.fixture(scope="module", params=["killed", "frozen"])
+def story(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mortal: Server
+) -> Iterator[Story]:
+    """One outage of each kind for all tests of this file."""
     with scene(Path(tmp_path_factory.mktemp("outage")), mortal) as stage:
-        yield asyncio.run(tell(stage))
+        yield asyncio.run(tell(stage, request.param))
 
 
 def test_detection_and_whitelisted_recovery_go_on_while_prefect_is_away(story: Story) -> None:

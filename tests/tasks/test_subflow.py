@@ -1,7 +1,9 @@
-"""An incident's steps are done inside a subflow, and again outside it only where it was Prefect that failed."""
+"""An incident's steps wait for no run to show them, are done inside it once it is there, and are done once."""
 
 from __future__ import annotations
 
+import asyncio
+from contextvars import ContextVar
 from typing import Any, cast
 
 import httpx
@@ -10,7 +12,7 @@ import pytest
 from trainguard.core.job import Job, JobRef
 from trainguard.tasks import subflow
 from trainguard.tasks.context import GuardContext
-from trainguard.tasks.subflow import run_subflow, steps
+from trainguard.tasks.subflow import in_subflow, run_subflow, steps
 
 
 class Wanted:
@@ -59,3 +61,59 @@ async def test_steps_that_failed_by_themselves_are_not_run_again(
     with pytest.raises(type(problem)):
         await run_subflow(context, wanted, "abcdefgh")
     assert wanted.runs == 1
+
+
+place: ContextVar[str] = ContextVar("place", default="guard")
+
+
+class Late:
+    """Looks like a flow whose run Prefect begins only when it is told to."""
+
+    name = "recover"
+
+    def __init__(self) -> None:
+        self.may_begin, self.began = asyncio.Event(), asyncio.Event()
+        self.places: list[str] = []
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, incident_id: str, job_name: str) -> None:
+        await self.may_begin.wait()
+        place.set("run")
+        self.began.set()
+        await steps(self._work())
+
+    async def fn(self, incident_id: str, job_name: str) -> None:
+        await steps(self._work())
+
+    async def _work(self) -> None:
+        await in_subflow(self._step())
+        await self.go_on.wait()
+        await in_subflow(self._step())
+
+    async def _step(self) -> None:
+        self.places.append(place.get())
+
+
+async def test_steps_do_not_wait_for_a_run_that_begins_late_and_it_ends_after_them(
+    context: GuardContext,
+) -> None:
+    wanted = Late()
+    wanted.go_on.set()
+    await run_subflow(context, wanted, "abcdefgh")
+    assert wanted.places == ["guard", "guard"]
+    (engine,) = context.subflows
+    wanted.may_begin.set()
+    await engine
+    assert wanted.places == ["guard", "guard"]
+
+
+async def test_steps_are_done_inside_the_run_from_when_it_has_begun(context: GuardContext) -> None:
+    wanted = Late()
+    doing = asyncio.create_task(run_subflow(context, wanted, "abcdefgh"))
+    while not wanted.places:
+        await asyncio.sleep(0.01)
+    wanted.may_begin.set()
+    await wanted.began.wait()
+    wanted.go_on.set()
+    await doing
+    assert wanted.places == ["guard", "run"]
