@@ -10,8 +10,8 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import PrefectException
-from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelled, Cancelling
 
 from tests.flows.simulation import QuickScheduler, SimulatedClusterBlock, Simulation
@@ -47,12 +47,14 @@ async def in_state(flow_run_id: str, *wanted: StateType) -> bool | None:
 
 
 async def click(question: ApprovalRequest, decision: str = "approve", by: str = "uma") -> bool:
-    """Submit the form; whether Prefect took it."""
-    try:
-        await aresume_flow_run(UUID(question.flow_run_id), run_input={"decision": decision, "decided_by": by})
-    except (PrefectException, RuntimeError):
-        return False
-    return True
+    """Submit the form; whether Prefect took it (`aresume_flow_run` does not tell of one that came too late)."""
+    form = {"decision": decision, "decided_by": by}
+    async with get_client() as client:
+        try:
+            answer = await client.resume_flow_run(UUID(question.flow_run_id), run_input=form)
+        except PrefectException:
+            return False
+    return answer.status is SetStateStatus.ACCEPT
 
 
 async def decision(question: ApprovalRequest) -> tuple[str, str, Answer]:
