@@ -29,9 +29,9 @@ from trainguard.tasks.context import current_guard
 from trainguard.tasks.decide import make_plan, nothing_to_do, plain_restart_is_left
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident, the_plan
-from trainguard.tasks.prefect_view import PATIENCE, show_status
+from trainguard.tasks.prefect_view import show_status
 from trainguard.tasks.report import approval_text, show_incident_report
-from trainguard.tasks.subflow import BEGIN_SECONDS, in_subflow, steps
+from trainguard.tasks.subflow import in_subflow, steps
 from trainguard.tasks.tell import tell_asked, tell_closed
 from trainguard.tasks.verify import verify
 
@@ -55,15 +55,15 @@ async def _recover(incident_id: str) -> None:
         beside.do(_report(incident))
         while not incident.state.closed:
             # A question wants a run of its own to show its form; nothing else waits for one.
-            patience = PATIENCE if incident.state is IncidentState.AWAITING_APPROVAL else BEGIN_SECONDS
-            incident = await in_subflow(_STEPS[incident.state](incident), patience)
+            asks = incident.state is IncidentState.AWAITING_APPROVAL
+            incident = await in_subflow(_STEPS[incident.state](incident), needed=asks)
             await durably(context.ledger.update_incident, context.lease, incident)
             beside.do(_report(incident))
         await durably(tell_closed, incident)
 
 
 async def _report(incident: Incident) -> None:
-    await in_subflow(show_incident_report(incident.id), PATIENCE)
+    await in_subflow(show_incident_report(incident.id), needed=True)
 
 
 async def _decide(incident: Incident) -> Incident:

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 BEGIN_SECONDS = 0.7
 """Seconds that a subflow's steps wait for its run to begin: an idle Prefect needs less, a busy one much more."""
+BUSY_SECONDS = 30.0
+"""For so long no other steps wait, after some waited in vain."""
 
 
 class _Stage:
@@ -72,6 +74,21 @@ class _Stage:
         return self.begun.is_set() and not self.engine.done()
 
 
+class _Pace:
+    """Whether Prefect begins runs in time: one for the process, so that few of many incidents wait in vain."""
+
+    busy_until = float("-inf")
+
+    def patience(self) -> float:
+        """Give the seconds worth waiting for a run."""
+        return 0.0 if time.monotonic() < self.busy_until else BEGIN_SECONDS
+
+    def too_slow(self) -> None:
+        """Remember that one had not begun by then."""
+        self.busy_until = time.monotonic() + BUSY_SECONDS
+
+
+_pace = _Pace()
 _shown: ContextVar[_Stage | None] = ContextVar("trainguard_shown", default=None)
 """Set where Prefect's engine runs a subflow: its steps are done elsewhere."""
 _doing: ContextVar[_Stage | None] = ContextVar("trainguard_doing", default=None)
@@ -88,14 +105,19 @@ async def steps(work: Coroutine[Any, Any, None]) -> State[Any] | None:
     return await stage.show()
 
 
-async def in_subflow(work: Coroutine[Any, Any, T], patience: float = BEGIN_SECONDS) -> T:
-    """Do `work` inside the subflow run if that has begun `patience` seconds after it was asked for."""
+async def in_subflow(work: Coroutine[Any, Any, T], *, needed: bool = False) -> T:
+    """Do `work` inside the subflow run if that has begun; where it is `needed`, wait longer for that."""
     stage = _doing.get()
-    try:
-        begun = stage is not None and await stage.has_begun(patience)
-    except asyncio.CancelledError:
-        work.close()
-        raise
+    begun = False
+    if stage is not None:
+        patience = PATIENCE if needed else _pace.patience()
+        try:
+            begun = await stage.has_begun(patience)
+        except asyncio.CancelledError:
+            work.close()
+            raise
+        if patience and not begun:
+            _pace.too_slow()
     inside = stage.inside if stage is not None and begun else None
     if inside is None:
         return await work

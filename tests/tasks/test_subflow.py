@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 from trainguard.core.job import Job, JobRef
 from trainguard.tasks import subflow
 from trainguard.tasks.context import GuardContext
-from trainguard.tasks.subflow import in_subflow, run_subflow, steps
+from trainguard.tasks.subflow import BEGIN_SECONDS, in_subflow, run_subflow, steps
 
 
 class Wanted:
@@ -40,6 +41,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> GuardContext:
         return True
 
     monkeypatch.setattr(subflow, "prefect_answers", answers)
+    monkeypatch.setattr(subflow, "_pace", subflow._Pace())
     nothing = cast(Any, None)
     job = Job(ref=JobRef(scheduler="local", cluster="here", id="j"), name="j")
     return GuardContext(
@@ -105,6 +107,19 @@ async def test_steps_do_not_wait_for_a_run_that_begins_late_and_it_ends_after_th
     wanted.may_begin.set()
     await engine
     assert wanted.places == ["guard", "guard"]
+
+
+async def test_after_steps_that_waited_in_vain_the_next_do_not_wait(context: GuardContext) -> None:
+    waits = []
+    for _ in range(3):
+        wanted = Late()
+        wanted.go_on.set()
+        began = time.monotonic()
+        await run_subflow(context, wanted, "abcdefgh")
+        waits.append(time.monotonic() - began >= BEGIN_SECONDS)
+        wanted.may_begin.set()
+    assert waits == [True, False, False]
+    await asyncio.gather(*context.subflows)
 
 
 async def test_steps_are_done_inside_the_run_from_when_it_has_begun(context: GuardContext) -> None:
