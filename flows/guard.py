@@ -39,8 +39,8 @@ from trainguard.tasks.deliver import await_delivery
 from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
-from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, show_status, tag_run
-from trainguard.tasks.report import show_guard_page
+from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, tag_run
+from trainguard.tasks.report import set_status, show_guard_page
 from trainguard.tasks.subflow import run_subflow, tidy_up
 from trainguard.tasks.succession import call_successor
 from trainguard.tasks.tell import tell_missed_end, tell_signals
@@ -124,7 +124,7 @@ async def _stand_guard(
 async def _watch(
     context: GuardContext, cadence: Cadence, deadline: datetime | None, checks_a_run: int
 ) -> State[Any]:
-    await _show(context, "Enabled")
+    await set_status(context, "Enabled")
     await tell_missed_end(context)
     for incident_id in await unfinished_incidents(context):
         await _handle(context, incident_id)
@@ -144,13 +144,13 @@ async def _watch(
             if successor:
                 await tidy_up(context)
                 return Completed(name="HandedOver", message=f"goes on as flow run {successor}")
-        await _show(context, "Degraded" if context.health.degraded else "Enabled")
+        await set_status(context, "Degraded" if context.health.degraded else "Enabled")
         await wait_for_news(context, cadence)
 
 
 async def _handle(context: GuardContext, incident_id: str) -> None:
     """Take one incident to its end, shown as subflows where Prefect answers and without them where not."""
-    showing = asyncio.create_task(_show(context, "Recovering"))
+    showing = asyncio.create_task(set_status(context, "Recovering"))
     showing.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         incident = await context.ledger.incident(incident_id)
@@ -180,10 +180,3 @@ async def _end(context: GuardContext, outcome: str) -> State[Any]:
     await show_guard_page(context)
     await await_delivery(context)
     return Completed(name="Completed", message=outcome)
-
-
-async def _show(context: GuardContext, status: str) -> None:
-    if context.status != status:
-        await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
-        context.status = status
-    await show_status(context, status)

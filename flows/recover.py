@@ -29,8 +29,7 @@ from trainguard.tasks.context import current_guard
 from trainguard.tasks.decide import make_plan, nothing_to_do, plain_restart_is_left
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident, the_plan
-from trainguard.tasks.prefect_view import show_status
-from trainguard.tasks.report import approval_text, show_incident_report
+from trainguard.tasks.report import approval_text, set_status, show_guard_page, show_incident_report
 from trainguard.tasks.subflow import in_subflow, steps
 from trainguard.tasks.tell import tell_asked, tell_closed
 from trainguard.tasks.verify import verify
@@ -79,7 +78,7 @@ async def _decide(incident: Incident) -> Incident:
 async def _ask(incident: Incident) -> Incident:
     context = current_guard()
     plan = await durably(the_plan, context, incident.id)
-    await show_status(context, "AwaitingApproval", f"incident {incident.id}")
+    await durably(set_status, context, "AwaitingApproval", f"incident {incident.id}")
     request_id = f"{incident.id}-{incident.attempt}"
     answer = await durably(earlier_answer, context, request_id)
     if answer is None:
@@ -88,7 +87,9 @@ async def _ask(incident: Incident) -> Incident:
             context, incident, plan, run_id, key=f"{request_id}-{context.lease.number}"
         )
         await durably(tell_asked, incident, request)
-        answer = await _paused_until_answered(incident, request)
+        async with Beside() as beside:
+            beside.do(show_guard_page(context))
+            answer = await _paused_until_answered(incident, request)
     if answer is None:
         why = lost_its_object(context, incident, plan)
         return _closed(
@@ -100,7 +101,7 @@ async def _ask(incident: Incident) -> Incident:
         )
     known = frozenset(context.observation.nodes if context.observation else ())
     await durably(context.ledger.add_decisions, context.lease, incident.id, as_approved(plan, answer, known))
-    await show_status(context, "Recovering", f"incident {incident.id}")
+    await durably(set_status, context, "Recovering", f"incident {incident.id}")
     return incident.advanced(IncidentState.ACTING)
 
 

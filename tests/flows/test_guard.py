@@ -124,6 +124,30 @@ async def test_a_stall_that_ended_by_itself_is_not_restarted_by_a_late_approval(
     await _left_alone(simulation, guarding)
 
 
+async def test_a_guard_that_asks_says_so_in_the_ledger_and_on_its_page() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+
+    async def shown() -> bool | None:
+        async with get_client() as client:
+            pages = await client.read_artifacts()
+        mine = [page for page in pages if page.key == f"guard-{simulation.job.name}"]
+        return any("AwaitingApproval" in str(page.data) for page in mine) or None
+
+    await until(shown, "the page of a guard that asks")
+    assert await _status(simulation) == "AwaitingApproval"
+    await simulation.answer(question, Answer.APPROVE)
+    assert (await guarding).message == "succeeded, recovered 1 time"
+    assert await _status(simulation) == "Completed"
+
+
+async def _status(simulation: Simulation) -> str:
+    async with await Ledger.open() as ledger:
+        found = await ledger.job_status(simulation.job.key)
+    return found.status if found is not None else ""
+
+
 async def _closed(simulation: Simulation) -> bool | None:
     incidents = await simulation.incidents()
     return (incidents and incidents[-1].state.closed) or None
