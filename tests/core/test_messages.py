@@ -17,6 +17,7 @@ from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.message_formats import (
     clean,
+    code,
     fence,
     markdown,
     markdown_escape,
@@ -302,3 +303,16 @@ def test_a_link_cannot_be_ended_early() -> None:
     )
     assert "https://x.example/a%3Eb%7Cc%20d" in markdown(message)
     assert "<https://x.example/a%3Eb%7Cc%20d|go>" in json.dumps(slack_payload(message))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/alice/train.py:120", "`/home/alice/train.py:120`"),
+        ("a`b``c", "``` a`b``c ```"),
+        ("one\n# two", "`one # two`"),
+        ("token=hunter2secret9", "`token=[masked]`"),
+    ],
+)
+def test_a_code_span_shows_text_as_it_is_and_nothing_in_it_ends_it(text: str, shown: str) -> None:
+    assert code(text) == shown

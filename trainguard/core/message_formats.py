@@ -130,6 +130,14 @@ def fence(text: str) -> str:
     return f"{marks}text\n{body}\n{marks}"
 
 
+def code(text: str) -> str:
+    """Put text into a code span that nothing in it can close; masked, on one line."""
+    body = " ".join(mask(clean(text)).split())
+    marks = "`" * (max((len(run) for run in re.findall(r"`+", body)), default=0) + 1)
+    pad = " " if "`" in body else ""
+    return f"{marks}{pad}{body}{pad}{marks}"
+
+
 def plain(message: Message) -> str:
     """Render for channels of unknown markup (e-mail, SMS, chat): nothing in it mentions a whole channel."""
     parts = ["\n".join(f"{name}: {_one_line(value)}" for name, value in message.fields), clean(message.body)]

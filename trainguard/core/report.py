@@ -10,7 +10,7 @@ from trainguard.core.fact import Fact
 from trainguard.core.history import IntentRecord, NodeEvent
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job
-from trainguard.core.message_formats import fence, markdown_escape
+from trainguard.core.message_formats import code, fence, markdown_escape
 from trainguard.core.messages import moment, span
 from trainguard.core.nodes import NODE_MEMORY, node_records
 from trainguard.core.observation import Progress
@@ -62,7 +62,7 @@ def approval_page(known: IncidentFile) -> str:
         f"**{markdown_escape(known.job.name)}, incident `{known.incident.id}`: may this be done?**",
         "\n".join(actions),
         f"{markdown_escape(found.cause)} ({found.fault}, {found.confidence:.0%} sure)" if found else "",
-        _cited(found, limit=3) if found else "",
+        _cited(found, limit=3, short=True) if found else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -89,7 +89,7 @@ def guard_page(view: GuardView) -> str:
         view.plot,
         _incident_table(view.incidents),
         "\n".join(f"- {link.kind}: <{link.url}>" for link in view.reading.links),
-        f"Job `{view.job.key}`",
+        f"Job {code(view.job.key)}",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -141,7 +141,7 @@ def _cause(diagnosis: Diagnosis | None) -> str:
         {True: "Transient.", False: "Not transient: an unchanged restart would not help.", None: ""}[
             diagnosis.transient
         ],
-        f"In the code: `{markdown_escape(diagnosis.code_location)}`" if diagnosis.code_location else "",
+        f"In the code: {code(diagnosis.code_location)}" if diagnosis.code_location else "",
         _cited(diagnosis),
         _findings("Set aside as consequences", diagnosis.consequences),
         _findings("Not chosen", diagnosis.runners_up),
@@ -151,8 +151,11 @@ def _cause(diagnosis: Diagnosis | None) -> str:
     return "\n\n".join(["## Cause", *(fact for fact in facts if fact)])
 
 
-def _cited(diagnosis: Diagnosis, limit: int = 12) -> str:
-    lines = [f"{c.source.name}:{c.line or '?'}: {c.text}" for c in diagnosis.citations[:limit]]
+def _cited(diagnosis: Diagnosis, limit: int = 12, *, short: bool = False) -> str:
+    """The cited lines; `short` names files without their folders, for a narrow form."""
+    names = [c.source.name.rpartition("/")[2] if short else c.source.name for c in diagnosis.citations]
+    cited = zip(names, diagnosis.citations[:limit], strict=False)
+    lines = [f"{name}:{c.line or '?'}: {c.text}" for name, c in cited]
     return fence("\n".join(lines)) if lines else ""
 
 
