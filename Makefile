@@ -29,7 +29,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 test: setup
-	$(BIN)/pytest -m "not lab" -n 2 --dist loadfile --durations=15
+	$(BIN)/pytest -m "not lab" -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-labs: setup
 	LABS="$(LABS)" tests/labs/run.sh
