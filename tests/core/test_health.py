@@ -291,6 +291,19 @@ class TestStall:
             (SignalKind.STALL, ("heartbeat",)),
         ]
 
+    def test_steps_that_were_made_before_the_silence_and_read_after_it_began_do_not_end_it(self) -> None:
+        job = Watched(watching=Watching(stall_after=30))
+        job.trains(20)
+        assert kinds(job.silent(90, utilisation=IDLE)) == [SignalKind.STALL]
+        printed = job.printed_at
+        job.prints("step 101/9000 loss 2.0\nstep 102/9000 loss 2.0\n")
+        job.printed_at = printed
+        assert job.silent(5, utilisation=IDLE) == []
+        assert (job.health.open, job.reading.best_step) == ((SignalKind.STALL,), 102)
+        job.step = 102
+        job.trains(1)
+        assert job.health.open == ()
+
     def test_a_stall_is_told_once_and_again_after_it_has_passed(self, job: Watched) -> None:
         job.trains(50)
         assert kinds(job.silent(3_000, utilisation=IDLE)).count(SignalKind.STALL) == 1

@@ -12,6 +12,8 @@ _LONGEST_GAP = 1_800.0
 """Longer silences that ended by themselves are luck, not habit."""
 _LOG_LAG = 30.0
 """Seconds by which the reading of a log may lag behind the job."""
+_UNBROKEN = 0.9
+"""Share of the time between two looks by which the age of the last sign of life grows where none came."""
 IDLE_CPU_PERCENT = 5.0
 """Of one core, over the whole process tree: less is idle."""
 
@@ -84,18 +86,21 @@ class Silence(Fact):
             "lines_for": 0.0 if lines else self.lines_for + counted,
         }
         after = self.model_copy(update=update)
-        return after._aged(observation, watching, counted, threshold, begun=self.begun)
+        return after._aged(observation, watching, elapsed, threshold, begun=self.begun)
 
     def _aged(
-        self, observation: Observation, watching: Watching, counted: float, threshold: float, *, begun: bool
+        self, observation: Observation, watching: Watching, elapsed: float, threshold: float, *, begun: bool
     ) -> Silence:
+        counted = min(elapsed, threshold / 2)
         ages = [age for age in (observation.heartbeat_age, observation.log_age) if age is not None]
         age = min(ages, default=self.steps_for)
         ended = self.age is not None and age < self.age
         # Without ages, silence ends when progress is seen, which sets its clock to nought.
         gap = min(self.age or 0.0, _LONGEST_GAP) if ended and begun else 0.0
         worth_keeping = gap > threshold / 3
-        stale = self._is_stale(observation, threshold)
+        # A step read now from a log that has not grown since the last stale look was made before that.
+        late = self.stale_looks > 0 and age >= (self.age or 0.0) + _UNBROKEN * elapsed
+        stale = self._is_stale(observation, threshold, stepped=self.stepped and not late)
         return self.model_copy(
             update={
                 "age": age,
@@ -112,10 +117,10 @@ class Silence(Fact):
             }
         )
 
-    def _is_stale(self, observation: Observation, threshold: float) -> bool:
+    def _is_stale(self, observation: Observation, threshold: float, *, stepped: bool) -> bool:
         """Whether every sign of life that can be read is older than the threshold."""
         heartbeat, log = observation.heartbeat_age, observation.log_age
-        if self.stepped or (heartbeat is not None and heartbeat < threshold):
+        if stepped or (heartbeat is not None and heartbeat < threshold):
             return False
         if heartbeat is None and log is None:
             return self.steps_for >= threshold
