@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,10 @@ pytest.register_assert_rewrite(
 )
 
 from trainguard.cli.prefect_server import free_port, prefect_server, server_environment  # noqa: E402 - after the rewrite
+
+# A shell ignores SIGINT for what it runs in the background, and Prefect's workers stop by nothing else.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Prefect reads its settings when it is first imported: before any fixture runs.
 _HOME = Path(tempfile.mkdtemp(prefix="trainguard-tests-"))
