@@ -26,7 +26,7 @@ from trainguard.tasks.ask import (
 )
 from trainguard.tasks.beside import Beside
 from trainguard.tasks.context import current_guard
-from trainguard.tasks.decide import make_plan, nothing_to_do, plain_restart_is_left
+from trainguard.tasks.decide import goes_without_detour, make_plan, nothing_to_do
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import the_incident, the_plan
 from trainguard.tasks.report import approval_text, set_status, show_guard_page, show_incident_report
@@ -136,7 +136,7 @@ async def _act(incident: Incident) -> Incident:
     moved_on = next((outcome.detail for outcome in failed if outcome.stale), "")
     if moved_on:
         return _closed(incident, IncidentState.DISMISSED, moved_on)
-    if await durably(plain_restart_is_left, incident, plan, outcomes):
+    if await durably(goes_without_detour, incident, plan, outcomes):
         return incident.advanced(IncidentState.DIAGNOSED, attempt=incident.attempt + 1)
     return _closed(incident, IncidentState.UNRECOVERABLE, _why_failed(plan, failed))
 

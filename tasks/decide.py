@@ -13,7 +13,7 @@ from trainguard.core.action import ActionKind, Outcome, OutcomeStatus
 from trainguard.core.decision import Plan
 from trainguard.core.history import RecoveryRecord
 from trainguard.core.incident import Incident
-from trainguard.core.nodes import NODE_MEMORY, restarts_first
+from trainguard.core.nodes import NODE_MEMORY, plain_restart_is_left
 from trainguard.core.planning import Situation, plan
 from trainguard.core.verdict import FaultClass
 from trainguard.tasks.collect import look_at_checkpoints
@@ -85,19 +85,10 @@ async def decide(incident: Incident, known: Situation) -> Plan:
     return made
 
 
-async def plain_restart_is_left(incident: Incident, plan: Plan, outcomes: Sequence[Outcome]) -> bool:
-    """Whether the scheduler can't leave the nodes out and the ladder itself would begin with a plain restart.
-
-    Then that is decided on, once: no job stays down for what earlier incidents said of a node.
-    """
-    context = current_guard()
-    found = await context.ledger.diagnosis(incident.id)
-    kinds = [step.action.kind for step in plan.steps]
-    if incident.attempt or found is None or len(outcomes) < len(kinds):
-        return False
-    if kinds[-1] is not ActionKind.RESTART_EXCLUDING_NODE or ActionKind.RUN_RECOVERY_SCRIPT in kinds:
-        return False
-    return outcomes[-1].status is OutcomeStatus.REFUSED and restarts_first(found)
+async def goes_without_detour(incident: Incident, plan: Plan, outcomes: Sequence[Outcome]) -> bool:
+    """Whether a plain restart is to be decided on, now that the scheduler can't leave the nodes out."""
+    found = await current_guard().ledger.diagnosis(incident.id)
+    return found is not None and plain_restart_is_left(found, plan, outcomes, incident.attempt)
 
 
 async def _refused(context: GuardContext, incident: Incident) -> dict[ActionKind, str]:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.ledger import facts
-from trainguard.core.action import ActionKind
+from trainguard.core.action import ActionKind, OutcomeStatus
+from trainguard.core.decision import Decision, Plan, Verdict
 from trainguard.core.history import NodeEvent
-from trainguard.core.nodes import accused_nodes, node_records
+from trainguard.core.nodes import accused_nodes, node_records, plain_restart_is_left
 from trainguard.core.observation import Liveness
 from trainguard.core.report import IncidentFile, incident_report
 from trainguard.core.verdict import Diagnosis, FaultClass, Suspect
@@ -39,6 +40,39 @@ def test_a_fault_lies_at_the_door_of_nodes_whose_leaving_out_may_mend_it(
     known = {"fault": FaultClass.NCCL_COMM, "cause": "a rank left", "confidence": 0.9, "suspects": TWO}
     seen = facts.observation(liveness=Liveness.FAILED, nodes=("n1", "n2"), bad_nodes=bad)
     assert accused_nodes(Diagnosis(**{**known, **found}), seen) == nodes
+
+
+REFUSED, DONE = OutcomeStatus.REFUSED, OutcomeStatus.DONE
+
+
+@pytest.mark.parametrize(
+    ("kinds", "statuses", "ladder", "attempt", "left"),
+    [
+        ((WITHOUT,), (REFUSED,), (AGAIN, WITHOUT), 0, True),
+        ((ActionKind.SET_ASIDE_CHECKPOINT, WITHOUT), (DONE, REFUSED), (AGAIN, WITHOUT), 0, True),
+        ((WITHOUT,), (REFUSED,), (AGAIN, WITHOUT), 1, False),
+        ((WITHOUT,), (REFUSED,), (WITHOUT, AGAIN), 0, False),
+        ((WITHOUT,), (DONE,), (AGAIN, WITHOUT), 0, False),
+        ((AGAIN,), (REFUSED,), (AGAIN, WITHOUT), 0, False),
+        ((ActionKind.SET_ASIDE_CHECKPOINT, WITHOUT), (REFUSED,), (AGAIN, WITHOUT), 0, False),
+        ((ActionKind.RUN_RECOVERY_SCRIPT, WITHOUT), (DONE, REFUSED), (AGAIN, WITHOUT), 0, False),
+        ((), (), (AGAIN, WITHOUT), 0, False),
+    ],
+)
+def test_where_the_nodes_cannot_be_left_out_the_plain_restart_is_left_once(
+    kinds: tuple[ActionKind, ...],
+    statuses: tuple[OutcomeStatus, ...],
+    ladder: tuple[ActionKind, ...],
+    attempt: int,
+    left: bool,
+) -> None:
+    found = Diagnosis(fault=FaultClass.NCCL_COMM, cause="a rank left", actions=ladder)
+    steps = tuple(
+        Decision(action=facts.action(kind), verdict=Verdict.RUN, basis="policy.allow", at=facts.NOW)
+        for kind in kinds
+    )
+    outcomes = [facts.outcome(status=status) for status in statuses]
+    assert plain_restart_is_left(found, Plan(incident="inc00001", steps=steps), outcomes, attempt) is left
 
 
 def event(node: str, incident: str, job: str, fault: FaultClass, at: float) -> NodeEvent:

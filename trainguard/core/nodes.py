@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from trainguard.core.action import ActionKind
+from trainguard.core.action import ActionKind, Outcome, OutcomeStatus
+from trainguard.core.decision import Plan
 from trainguard.core.fact import Fact
 from trainguard.core.history import NodeEvent
 from trainguard.core.observation import Observation
@@ -46,6 +47,21 @@ def restarts_first(diagnosis: Diagnosis) -> bool:
     """Whether the ladder tries the same nodes once more before it leaves any out."""
     ladder = [kind for kind in diagnosis.actions if kind in _EITHER]
     return ladder[:1] == [ActionKind.RESTART] and ActionKind.RESTART_EXCLUDING_NODE in ladder
+
+
+def plain_restart_is_left(
+    diagnosis: Diagnosis, plan: Plan, outcomes: Sequence[Outcome], attempt: int
+) -> bool:
+    """Whether the scheduler can't leave the nodes out and the ladder itself would begin with a plain restart.
+
+    Then that is decided on, once: no job stays down for what earlier incidents said of a node.
+    """
+    kinds = [step.action.kind for step in plan.steps]
+    if attempt or not outcomes or len(outcomes) < len(kinds) or outcomes[-1].status is not OutcomeStatus.REFUSED:
+        return False
+    if kinds[-1] is not ActionKind.RESTART_EXCLUDING_NODE or ActionKind.RUN_RECOVERY_SCRIPT in kinds:
+        return False
+    return restarts_first(diagnosis)
 
 
 _EITHER = frozenset({ActionKind.RESTART, ActionKind.RESTART_EXCLUDING_NODE})
