@@ -85,8 +85,8 @@ class GuardContext:
     """Incidents whose report Prefect was not there for."""
     shown_status: str = ""
     """The status that Prefect shows; empty where that is not known."""
-    showing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a status is being shown: they are shown in their order."""
+    changing_status: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the status is set: the ledger and Prefect get them in their order."""
     blind_since: float | None = None
     fenced: str = ""
     """Why this guard was stopped: another one owns the job."""

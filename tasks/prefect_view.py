@@ -123,11 +123,6 @@ async def show_status(context: GuardContext, status: str, message: str = "") -> 
 
     Raises GuardCancelledError where the answer is that a person has cancelled the run.
     """
-    async with context.showing:
-        await _show_status(context, status, message)
-
-
-async def _show_status(context: GuardContext, status: str, message: str) -> None:
     if context.shown_status == status:
         return
     context.shown_status = ""

@@ -26,10 +26,11 @@ logger = logging.getLogger(__name__)
 
 async def set_status(context: GuardContext, status: str, message: str = "") -> None:
     """Set the guard's status, in the ledger and as the name of its run. Raises what `show_status` raises."""
-    if context.status != status:
-        await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
-        context.status = status
-    await show_status(context, status, message)
+    async with context.changing_status:
+        if context.status != status:
+            await context.ledger.set_job_status(context.job.key, status, "", context.clock(), context.lease)
+            context.status = status
+        await show_status(context, status, message)
 
 
 async def show_incident_report(incident_id: str) -> None:

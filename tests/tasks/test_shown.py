@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -30,9 +29,7 @@ def shown() -> None:
 async def test_the_message_of_a_status_is_masked() -> None:
     async with get_client() as client:
         run = await client.create_flow_run(cast(Any, shown), state=Running())
-        context = cast(
-            GuardContext, SimpleNamespace(flow_run_id=str(run.id), shown_status="", showing=asyncio.Lock())
-        )
+        context = cast(GuardContext, SimpleNamespace(flow_run_id=str(run.id), shown_status=""))
         await show_status(context, "AwaitingApproval", f"the server said {SECRET}")
         state = (await client.read_flow_run(run.id)).state
     assert state is not None
