@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab import databases
+from benchmarks.lab import on_postgres
 from benchmarks.machine import facts
 from benchmarks.report import NAMES, ON_POSTGRES, page, table
 
@@ -34,7 +34,7 @@ def main() -> int:
         before = facts()
         found = import_module(f"benchmarks.{name}").run()
         result = {**found, "on": {**before, "took_s": round(time.monotonic() - began)}}
-        kept_as = name if databases() == "SQLite" else f"{name}{ON_POSTGRES}"
+        kept_as = f"{name}{ON_POSTGRES}" if on_postgres() else name
         known = _written(kept_as, result)
         print(table(kept_as, result), flush=True)
     if not wanted:

@@ -35,9 +35,9 @@ POSTGRES = "TRAINGUARD_BENCH_POSTGRES"
 """Address of a Postgres where databases may be made: Prefect's and the ledger are put there, into one of a lab's own."""
 
 
-def databases() -> str:
-    """Where Prefect's records and the ledger lie."""
-    return "Postgres" if POSTGRES in os.environ else "SQLite"
+def on_postgres() -> bool:
+    """Whether Prefect's records and the ledger lie there."""
+    return POSTGRES in os.environ
 
 
 @dataclass

@@ -24,6 +24,7 @@ def _density(found: Result) -> Iterator[Figure]:
         count = size["guards"]
         aim = count >= 1000
         started = size["all_started_s"]
+        refused = sum(size["server_errors"].values())
         yield Figure(
             f"{count} guards: processors, worker and server",
             f"{size['cpu_share']:.1%} of two cores ({size['cpu_share_worker']:.1%} + {size['cpu_share_server']:.1%})",
@@ -42,9 +43,8 @@ def _density(found: Result) -> Iterator[Figure]:
             f"{count} guards: all started within",
             "not all" if started is None else f"{started} s",
             "600 s, no error" if aim else "",
-            (started is not None and started <= 600 and not size["trouble"]) if aim else None,
+            (started is not None and started <= 600 and not size["trouble"] and not refused) if aim else None,
         )
-        refused = sum(size["server_errors"].values())
         yield Figure(
             f"{count} guards: errors seen by the worker, and in the server's own log",
             f"{len(size['trouble'])}, {refused}",

@@ -153,9 +153,10 @@ def _cause(diagnosis: Diagnosis | None) -> str:
 
 def _cited(diagnosis: Diagnosis, limit: int = 12, *, short: bool = False) -> str:
     """The cited lines; `short` names files without their folders, for a narrow form."""
-    names = [c.source.name.rpartition("/")[2] if short else c.source.name for c in diagnosis.citations]
-    cited = zip(names, diagnosis.citations[:limit], strict=False)
-    lines = [f"{name}:{c.line or '?'}: {c.text}" for name, c in cited]
+    lines = [
+        f"{c.source.name.rpartition('/')[2] if short else c.source.name}:{c.line or '?'}: {c.text}"
+        for c in diagnosis.citations[:limit]
+    ]
     return fence("\n".join(lines)) if lines else ""
 
 
