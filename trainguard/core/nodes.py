@@ -57,7 +57,12 @@ def plain_restart_is_left(
     Then that is decided on, once: no job stays down for what earlier incidents said of a node.
     """
     kinds = [step.action.kind for step in plan.steps]
-    if attempt or not outcomes or len(outcomes) < len(kinds) or outcomes[-1].status is not OutcomeStatus.REFUSED:
+    if (
+        attempt
+        or not outcomes
+        or len(outcomes) < len(kinds)
+        or outcomes[-1].status is not OutcomeStatus.REFUSED
+    ):
         return False
     if kinds[-1] is not ActionKind.RESTART_EXCLUDING_NODE or ActionKind.RUN_RECOVERY_SCRIPT in kinds:
         return False
