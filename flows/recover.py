@@ -21,7 +21,7 @@ from trainguard.tasks.ask import (
     name_the_overruled,
     pause_for_form,
     put_question,
-    resume,
+    take_down,
     wait_for_answer,
 )
 from trainguard.tasks.beside import Beside
@@ -112,9 +112,8 @@ async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -
     pause = asyncio.create_task(pause_for_form(context, request, form))
     try:
         answer = await wait_for_answer(context, incident, request, pause)
-        if answer is not None and not pause.done():
-            await resume(request, answer)
-            await asyncio.wait({pause}, timeout=10)
+        if answer is not None:
+            await take_down(request, answer, pause)
         await name_the_overruled(context, request, answer)
         return answer
     finally:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
+from prefect.exceptions import Pause
 from prefect.flow_runs import apause_flow_run, aresume_flow_run
 from prefect.input import RunInput
 from prefect.input.actions import aread_flow_run_input
 from prefect.input.run_input import keyset_from_base_key
+from prefect.states import Running
 from pydantic import Field, create_model
 
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
@@ -32,6 +35,10 @@ logger = logging.getLogger(__name__)
 LOOK_SECONDS = 10.0
 """Seconds after which answers are looked for again, whether or not there was a look at the job."""
 SHOW_AGAIN_SECONDS = 10.0
+POLL_SECONDS = 2
+"""How often a paused run looks whether it was resumed."""
+TAKE_DOWN_SECONDS = 10.0
+"""An answer from elsewhere is shown in Prefect for so long before it is acted on without."""
 MARGIN = 900
 """Seconds by which Prefect's own pause outlives our deadline: ours must fire first."""
 
@@ -152,8 +159,12 @@ async def pause_for_form(
         patience = max(1, int(request.deadline - context.clock()) + MARGIN)
         try:
             return await apause_flow_run(
-                wait_for_input=form, timeout=patience, poll_interval=2, key=request.keyset
+                wait_for_input=form, timeout=patience, poll_interval=POLL_SECONDS, key=request.keyset
             )
+        except Pause:
+            # An earlier question's form still stands on this run: its answer came from elsewhere.
+            await _end_pause(request)
+            continue
         except (*AWAY, RuntimeError) as problem:
             logger.warning("the question %s may not be shown in Prefect now: %s", request.id, problem)
         entered = await _after_the_pause(request)
@@ -179,13 +190,34 @@ async def _after_the_pause(request: ApprovalRequest) -> ApprovalForm | None:
             logger.debug("whether %s is still shown can't be told: %s", request.id, problem)
 
 
-async def resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
-    """Show in Prefect that the question was answered elsewhere."""
+async def _end_pause(request: ApprovalRequest) -> None:
+    while True:
+        try:
+            async with prefect() as client:
+                await client.set_flow_run_state(UUID(request.flow_run_id), Running(), force=True)
+            return
+        except AWAY as problem:
+            logger.debug("flow run %s still shows an old question: %s", request.flow_run_id, problem)
+        await asyncio.sleep(SHOW_AGAIN_SECONDS)
+
+
+async def take_down(
+    request: ApprovalRequest, answer: ApprovalAnswer, pause: asyncio.Task[ApprovalForm]
+) -> None:
+    """Show in Prefect that the question was answered elsewhere, also where its form only appears now."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TAKE_DOWN_SECONDS):
+            while not pause.done():
+                await _resume(request, answer)
+                await asyncio.wait({pause}, timeout=POLL_SECONDS)
+
+
+async def _resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
     form = {"decision": answer.answer.value, "decided_by": answer.by}
     try:
         async with prefect():
             await aresume_flow_run(UUID(request.flow_run_id), run_input=form)
-    except (*AWAY, ValueError) as problem:
+    except (*AWAY, ValueError, RuntimeError) as problem:
         logger.info("Prefect does not show the answer to %s: %s", request.id, problem)
 
 

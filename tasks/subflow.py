@@ -19,7 +19,7 @@ from prefect import tags
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.context import TagsContext
-from prefect.exceptions import PrefectException
+from prefect.exceptions import PrefectException, PrefectSignal
 from prefect.states import Cancelled, Completed
 
 from trainguard.tasks.context import GuardContext
@@ -149,7 +149,7 @@ async def _done(context: GuardContext, wanted: Any, incident_id: str) -> bool:
         raise
     try:
         stage.steps.result()
-    except (httpx.HTTPError, PrefectException) as problem:
+    except (httpx.HTTPError, PrefectException, PrefectSignal) as problem:
         # Prefect's own errors only: others' are the steps', which would only meet them again.
         # What is done is in the ledger and is not done again.
         logger.warning("Prefect went away during %s (%s): going on without it", wanted.name, problem)
@@ -173,7 +173,7 @@ async def _run(wanted: Any, incident_id: str, job_name: str) -> None:
         await wanted(incident_id, job_name)
     except AWAY as problem:
         logger.warning("Prefect does not show the end of %s: %s", wanted.name, problem)
-    except Exception as problem:
+    except (Exception, PrefectSignal) as problem:
         if problem is not _raised(_shown.get()):
             logger.exception("Prefect does not show %s", wanted.name)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.flow_runs import apause_flow_run
 
 from tests.flows.simulation import QuickScheduler, Simulation, until
 from trainguard.core.action import Action, ActionKind, Fence, Outcome
-from trainguard.core.decision import Answer, ApprovalRequest
+from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest
 from trainguard.core.errors import RefusedError
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.job import Job
@@ -17,6 +22,7 @@ from trainguard.core.policy import Policy, Preset
 from trainguard.core.report import incident_report
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
+from trainguard.tasks import ask
 from trainguard.tasks.records import incident_file
 from trainguard.testing.simulated_cluster import LAST_WORDS, Fault, FaultKind
 
@@ -116,6 +122,15 @@ async def test_a_job_that_needs_the_node_comes_back_with_it(monkeypatch: pytest.
     assert simulation.starts == 2
 
 
+async def _second_question(simulation: Simulation, first: ApprovalRequest) -> ApprovalRequest:
+    async def another() -> ApprovalRequest | None:
+        async with await Ledger.open() as ledger:
+            asked = await ledger.open_requests(simulation.job.key)
+        return next((one for one in asked if one.id != first.id), None)
+
+    return await until(another, "another question")
+
+
 @pytest.mark.usefixtures("names_a_node")
 async def test_a_restart_with_the_node_is_asked_for_anew_where_a_person_allowed_the_one_without(
     monkeypatch: pytest.MonkeyPatch,
@@ -126,16 +141,55 @@ async def test_a_restart_with_the_node_is_asked_for_anew_where_a_person_allowed_
     guarding = simulation.guard(Policy(preset=Preset.ASSIST))
     first = await simulation.question()
     assert await simulation.answer(first, Answer.APPROVE)
-
-    async def another() -> ApprovalRequest | None:
-        async with await Ledger.open() as ledger:
-            asked = await ledger.open_requests(simulation.job.key)
-        return next((one for one in asked if one.id != first.id), None)
-
-    second = await until(another, "another question")
+    second = await _second_question(simulation, first)
     kinds: list[Any] = [[step.action.kind for step in one.plan.steps] for one in (first, second)]
     assert (kinds, simulation.starts) == ([[WITHOUT], [AGAIN]], 1)
     assert await simulation.answer(second, Answer.APPROVE)
     assert (await guarding).message == "succeeded, recovered 1 time"
     (incident,) = await simulation.incidents()
     assert incident.state is IncidentState.RECOVERED
+
+
+@pytest.mark.usefixtures("names_a_node")
+@pytest.mark.parametrize("first_form", ["appears after its answer", "stands for ever"])
+async def test_a_second_question_is_shown_whatever_became_of_the_form_of_the_first(
+    first_form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_but_for_the_node(monkeypatch)
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    await accused_elsewhere(simulation)
+    resumed, resuming = asyncio.Event(), ask._resume
+
+    async def resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
+        if first_form == "appears after its answer" or not request.id.endswith("-0"):
+            await resuming(request, answer)
+        resumed.set()
+
+    async def pause(**wanted: Any) -> Any:
+        if first_form == "appears after its answer":
+            await resumed.wait()
+        return await apause_flow_run(**wanted)
+
+    monkeypatch.setattr(ask, "_resume", resume)
+    monkeypatch.setattr(ask, "apause_flow_run", pause)
+    guarding = simulation.guard(Policy(preset=Preset.ASSIST))
+    first = await simulation.question()
+    assert await simulation.answer(first, Answer.APPROVE)
+    second = await _second_question(simulation, first)
+    form = {"decision": "approve", "decided_by": "uma"}
+
+    async def filled_in() -> bool | None:
+        async with get_client() as client:
+            run = await client.read_flow_run(UUID(second.flow_run_id))
+            paused = run.state is not None and run.state.is_paused()
+            keys = (run.state.state_details.run_input_keyset or {}) if run.state else {}
+            if not paused or second.keyset not in keys.get("response", ""):
+                return None
+            taken = await client.resume_flow_run(UUID(second.flow_run_id), run_input=form)
+        return taken.status is SetStateStatus.ACCEPT or None
+
+    await until(filled_in, "the form of the second question")
+    assert (await guarding).message == "succeeded, recovered 1 time"
+    async with await Ledger.open() as ledger:
+        answer = await ledger.answer_of(second.id)
+    assert answer is not None and (answer.by, answer.via) == ("uma", "ui")
