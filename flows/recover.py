@@ -13,15 +13,13 @@ from trainguard.core.action import Outcome, OutcomeStatus
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.tasks.act import act_all, step_used
+from trainguard.tasks.approval_form import form_for, pause_for_form, take_down
 from trainguard.tasks.ask import (
     as_approved,
     earlier_answer,
-    form_for,
     lost_its_object,
     name_the_overruled,
-    pause_for_form,
     put_question,
-    take_down,
     wait_for_answer,
 )
 from trainguard.tasks.beside import Beside

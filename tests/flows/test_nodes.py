@@ -22,7 +22,7 @@ from trainguard.core.policy import Policy, Preset
 from trainguard.core.report import incident_report
 from trainguard.core.verdict import FaultClass
 from trainguard.ledger.ledger import Ledger
-from trainguard.tasks import ask
+from trainguard.tasks import approval_form
 from trainguard.tasks.records import incident_file
 from trainguard.testing.simulated_cluster import LAST_WORDS, Fault, FaultKind
 
@@ -158,7 +158,7 @@ async def test_a_second_question_is_shown_whatever_became_of_the_form_of_the_fir
     full_but_for_the_node(monkeypatch)
     simulation = Simulation(Fault(FaultKind.NCCL, 95))
     await accused_elsewhere(simulation)
-    resumed, resuming = asyncio.Event(), ask._resume
+    resumed, resuming = asyncio.Event(), approval_form._resume
 
     async def resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
         if first_form == "appears after its answer" or not request.id.endswith("-0"):
@@ -170,8 +170,8 @@ async def test_a_second_question_is_shown_whatever_became_of_the_form_of_the_fir
             await resumed.wait()
         return await apause_flow_run(**wanted)
 
-    monkeypatch.setattr(ask, "_resume", resume)
-    monkeypatch.setattr(ask, "apause_flow_run", pause)
+    monkeypatch.setattr(approval_form, "_resume", resume)
+    monkeypatch.setattr(approval_form, "apause_flow_run", pause)
     guarding = simulation.guard(Policy(preset=Preset.ASSIST))
     first = await simulation.question()
     assert await simulation.answer(first, Answer.APPROVE)

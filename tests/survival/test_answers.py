@@ -22,7 +22,7 @@ from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.policy import Policy, Preset
 from trainguard.core.signal import SignalKind
 from trainguard.ledger.ledger import Ledger
-from trainguard.tasks import ask as ask_tasks
+from trainguard.tasks import approval_form
 from trainguard.testing.simulated import Fault, FaultKind
 from trainguard.worker.remains import settle_children
 
@@ -108,7 +108,7 @@ async def test_a_form_filled_in_for_a_dead_guard_counts_though_prefect_is_away_a
     guarding.cancel()
     await asyncio.gather(guarding, return_exceptions=True)
     assert simulation.starts == 1
-    reading = ask_tasks._entered
+    reading = approval_form._entered
 
     async def away_at_first(flow_run_id: str, key: str) -> Any:
         async with await Ledger.open() as ledger:
@@ -117,7 +117,7 @@ async def test_a_form_filled_in_for_a_dead_guard_counts_though_prefect_is_away_a
             raise TimeoutError("Prefect is away")
         return await reading(flow_run_id, key)
 
-    monkeypatch.setattr(ask_tasks, "_entered", away_at_first)
+    monkeypatch.setattr(approval_form, "_entered", away_at_first)
     state = await simulation.guard(ASSIST)
     assert state.message == "succeeded, recovered 1 time"
     assert await decision(question) == ("uma", "ui", Answer.APPROVE)
