@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import yaml
 from prefect_kubernetes.credentials import KubernetesCredentials
-from pydantic import ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from trainguard.blocks.scheduler_block import SchedulerBlock
 from trainguard.core.errors import ConfigError
@@ -41,8 +41,9 @@ class KubernetesCluster(SchedulerBlock):
 
     scheduler_name: ClassVar[str] = KubernetesScheduler.name
 
-    _block_type_name = "Kubernetes Cluster"
+    _block_type_name = "trainguard Kubernetes Cluster"
     _block_type_slug = "kubernetes-cluster"
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/13629408?s=200")
     _description = "A Kubernetes cluster whose training jobs are guarded."
 
     cluster: str = Field(

@@ -38,7 +38,7 @@ class LocalHost(SchedulerBlock):
     name: str = Field(default="", description="Name of the machine; empty for its host name.")
     roots: list[Path] = Field(
         default_factory=list,
-        description="Folders whose sub-folders are state folders, for patrols. Empty for ~/.local/state/trainguard/jobs.",
+        description='Folders whose sub-folders are state folders, for patrols. As JSON: ["/jobs"]. Empty for ~/.local/state/trainguard/jobs.',
     )
     answer_seconds: float = Field(
         default=60.0,

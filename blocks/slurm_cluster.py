@@ -27,7 +27,7 @@ class SlurmCluster(SchedulerBlock):
 
     scheduler_name: ClassVar[str] = SlurmScheduler.name
 
-    _block_type_name: ClassVar[str] = "Slurm Cluster"
+    _block_type_name: ClassVar[str] = "trainguard Slurm Cluster"
     _block_type_slug: ClassVar[str] = "slurm-cluster"
     _description: ClassVar[str] = "A Slurm cluster whose training jobs are guarded over SSH."
     _logo_url: ClassVar[HttpUrl | None] = HttpUrl("https://avatars.githubusercontent.com/u/39270919?s=200")
@@ -63,7 +63,7 @@ class SlurmCluster(SchedulerBlock):
     )
     slurm_path: list[str] = Field(
         default_factory=list,
-        description="Folders with squeue and sbatch on the login node, if not on its PATH.",
+        description='Folders with squeue and sbatch on the login node, if not on its PATH, as JSON: ["/opt/slurm/bin"].',
     )
     completing_deadline: float = Field(
         default=300.0, gt=0, description="Seconds in COMPLETING after which a job is reported as stuck."

@@ -6,8 +6,10 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from trainguard.core.incident import IncidentState
+from trainguard.core.masking import mask
 from trainguard.tasks.advise import ask_advisor
 from trainguard.tasks.collect import collect_evidence, find_root_cause
 from trainguard.tasks.context import current_guard
@@ -29,7 +31,7 @@ async def diagnose(incident_id: str, job_name: str) -> State[Any] | None:
     return await steps(_diagnose(incident_id))
 
 
-async def _diagnose(incident_id: str) -> None:
+async def _diagnose(incident_id: str) -> State[Any]:
     context = current_guard()
     incident = await durably(the_incident, context, incident_id)
     evidence = await collect_evidence(incident)
@@ -40,3 +42,4 @@ async def _diagnose(incident_id: str) -> None:
     await durably(tell_opened, incident, found)
     incident = incident.advanced(IncidentState.DIAGNOSED, fingerprint=found.fingerprint)
     await durably(context.ledger.update_incident, context.lease, incident)
+    return Completed(message=mask(f"{found.fault}: {found.cause}"))

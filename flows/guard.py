@@ -70,8 +70,20 @@ async def guard(
 ) -> State[Any]:
     """Watch one job until it ends, `until` is reached or `minutes` are over; recover it by the policy.
 
-    `rules` are files of the owner's rules and exit-code handlers, on the guard's machine.
     The job itself is never touched when the guard ends or is cancelled.
+
+    Args:
+        job: The job. Its `id` is all that is needed.
+        cluster: Its cluster's block, or that block's slug such as slurm-cluster/lab.
+        policy: What the guard may do on its own.
+        until: Guard until then, and leave the job alone afterwards.
+        minutes: Guard for so long, and leave the job alone afterwards.
+        take_over: Take the job over from the guard that has it.
+        cadence: How often the job is checked. Seconds.
+        notifiers: Blocks of the channels that are told.
+        model: Block of a language model, asked only where no rule can tell.
+        rules: Files of own rules and exit-code handlers, on the guard's machine.
+        checks_a_run: After so many checks the guard goes on as a new flow run: a page stays quick.
     """
     deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
     run_id = flow_run.id or ""

@@ -39,12 +39,26 @@ async def patrol(
     notifiers: list[Notifier] | None = None,
     model: LanguageModel | None = None,
     rules: list[Path] | None = None,
-    every: Annotated[float, Field(gt=0, description="Seconds from one round to the next.")] = 60.0,
+    every: Annotated[float, Field(gt=0)] = 60.0,
     checks_a_run: int = 2000,
 ) -> str:
     """Look for jobs every `every` seconds and guard each until it ends or the patrol's time is up.
 
     A job that another guard has is left to it. When the patrol stops, its guards stop; no job is touched.
+
+    Args:
+        cluster: The cluster's block, or its slug such as slurm-cluster/lab.
+        selector: Which jobs: `user=alice`, `namespace=ml`, `*`.
+        policy: What the guards may do on their own.
+        until: Guard until then, and leave the jobs alone afterwards.
+        minutes: Guard for so long, and leave the jobs alone afterwards.
+        only_failed: Guard only jobs that have failed.
+        cadence: How often each job is checked. Seconds.
+        notifiers: Blocks of the channels that are told.
+        model: Block of a language model, asked only where no rule can tell.
+        rules: Files of own rules and exit-code handlers, on the guard's machine.
+        every: Seconds from one round to the next.
+        checks_a_run: After so many checks a guard goes on as a new flow run: a page stays quick.
     """
     deadline = until or (datetime.now().astimezone() + timedelta(minutes=minutes) if minutes else None)
     settings = {

@@ -8,13 +8,16 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
 
 from trainguard.core.action import Outcome, OutcomeStatus
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident, IncidentState
+from trainguard.core.masking import mask
 from trainguard.tasks.act import act_all, step_used
 from trainguard.tasks.approval_form import form_for, pause_for_form, take_down
 from trainguard.tasks.ask import (
+    CANCELLER,
     as_approved,
     earlier_answer,
     lost_its_object,
@@ -45,7 +48,7 @@ async def recover(incident_id: str, job_name: str) -> State[Any] | None:
     return await steps(_recover(incident_id))
 
 
-async def _recover(incident_id: str) -> None:
+async def _recover(incident_id: str) -> State[Any]:
     context = current_guard()
     incident = await durably(the_incident, context, incident_id)
     async with Beside() as beside:
@@ -57,6 +60,16 @@ async def _recover(incident_id: str) -> None:
             await durably(context.ledger.update_incident, context.lease, incident)
             beside.do(_report(incident))
         await durably(tell_closed, incident)
+    return _end_of(incident)
+
+
+def _end_of(incident: Incident) -> State[Any]:
+    """The run's end, in the words of the incident's: the list of runs tells what became of each."""
+    outcome = mask(incident.outcome)
+    if CANCELLER in outcome:
+        return Cancelled(message=outcome)
+    kind = Failed if incident.state is IncidentState.UNRECOVERABLE else Completed
+    return kind(name=incident.state.value.capitalize(), message=outcome)
 
 
 async def _report(incident: Incident) -> None:
@@ -106,7 +119,8 @@ async def _ask(incident: Incident) -> Incident:
 async def _paused_until_answered(incident: Incident, request: ApprovalRequest) -> ApprovalAnswer | None:
     """Pause this run for the form in the UI; an answer from anywhere else resumes it."""
     context = current_guard()
-    form = form_for(incident.id, await approval_text(incident, request))
+    text, question = await durably(approval_text, incident)
+    form = form_for(request, text, question)
     pause = asyncio.create_task(pause_for_form(context, request, form))
     try:
         answer = await wait_for_answer(context, incident, request, pause)

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import re
+from copy import copy
 from typing import Any, Literal
 from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
-from prefect.exceptions import Pause
+from prefect.exceptions import NotPausedError, Pause
 from prefect.flow_runs import apause_flow_run, aresume_flow_run
 from prefect.input import RunInput
 from prefect.input.actions import aread_flow_run_input
@@ -18,6 +19,7 @@ from prefect.input.run_input import keyset_from_base_key
 from prefect.states import Running
 from pydantic import Field, create_model
 
+from trainguard.core.action import ActionKind
 from trainguard.core.decision import ApprovalAnswer, ApprovalRequest
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
@@ -36,7 +38,7 @@ INCIDENT = "The incident that this answers; leave it as it is."
 
 
 class ApprovalForm(RunInput):
-    """What a person fills in on the paused run's page."""
+    """What a person fills in on the paused run's page; shown are the fields that the plan has a use for."""
 
     decision: Literal["approve", "refuse"] = Field(description="What may happen.")
     decided_by: str = Field(min_length=1, description="Your name: the report says who decided.")
@@ -52,10 +54,25 @@ class ApprovalForm(RunInput):
     incident: str = Field(default="", description=INCIDENT)
 
 
-def form_for(incident_id: str, text: str) -> type[ApprovalForm]:
-    """Make the form of one incident: its id is filled in, and Prefect refuses another."""
-    one = Field(default=incident_id, pattern=f"^{re.escape(incident_id)}$", description=INCIDENT)
-    form = create_model("ApprovalForm", __base__=ApprovalForm, incident=(str, one))
+def form_for(request: ApprovalRequest, text: str, question: str) -> type[RunInput]:
+    """Make the form of one question: its incident is filled in, and Prefect refuses another.
+
+    The fewer the fields, the more room Prefect gives the text above them; the question stands at the decision,
+    where it can't be scrolled out of sight.
+    """
+    actions = [step.action for step in request.plan.steps]
+    left_out = set() if any(action.nodes for action in actions) else {"nodes"}
+    if not any(action.kind is ActionKind.RESTART_WITH_MORE_MEMORY for action in actions):
+        left_out.add("memory")
+    fields: dict[str, Any] = {
+        name: (field.annotation, copy(field))
+        for name, field in ApprovalForm.model_fields.items()
+        if name not in left_out
+    }
+    fields["decision"][1].description = question
+    one = f"^{re.escape(request.incident)}$"
+    fields["incident"] = (str, Field(default=request.incident, pattern=one, description=INCIDENT))
+    form = create_model("ApprovalForm", __base__=RunInput, **fields)
     return form.with_initial_data(description=text)
 
 
@@ -83,16 +100,17 @@ async def _entered(flow_run_id: str, key: str) -> ApprovalForm | None:
 
 
 async def pause_for_form(
-    context: GuardContext, request: ApprovalRequest, form: type[ApprovalForm]
+    context: GuardContext, request: ApprovalRequest, form: type[RunInput]
 ) -> ApprovalForm:
     """Pause this flow run until somebody fills in the form; asked anew where Prefect was away."""
     number = 0
     while True:
         patience = max(1, int(request.deadline - context.clock()) + MARGIN)
         try:
-            return await apause_flow_run(
+            filled = await apause_flow_run(
                 wait_for_input=form, timeout=patience, poll_interval=POLL_SECONDS, key=request.keyset
             )
+            return ApprovalForm.model_validate(filled.model_dump())
         except Pause:
             # An earlier question's form still stands on this run: its answer came from elsewhere.
             await _end_pause(request)
@@ -149,5 +167,7 @@ async def _resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
     try:
         async with prefect():
             await aresume_flow_run(UUID(request.flow_run_id), run_input=form)
+    except NotPausedError:
+        logger.debug("%s was answered in its form, which resumed the run", request.id)
     except (*AWAY, ValueError, RuntimeError) as problem:
         logger.info("Prefect does not show the answer to %s: %s", request.id, problem)

@@ -24,6 +24,8 @@ from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
 
+CANCELLER = "who cancelled the run"
+"""Who refuses by cancelling the run that shows the question: Prefect does not say who it was."""
 LOOK_SECONDS = 10.0
 """Seconds after which answers are looked for again, whether or not there was a look at the job."""
 
@@ -107,7 +109,7 @@ async def wait_for_answer(
             return await give(context, request, safe, "deadline")
         # Without a page of its own the question is shown on the guard's: to cancel that one is to stop the guard.
         if request.flow_run_id != context.flow_run_id and await _cancelled(request.flow_run_id):
-            refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
+            refusal = ApprovalForm(decision="refuse", decided_by=CANCELLER)
             return await give(context, request, refusal, "ui")
         if lost_its_object(context, incident, request.plan):
             return None

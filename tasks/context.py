@@ -81,6 +81,8 @@ class GuardContext:
     cancel_asked_at: float = 0.0
     pages: dict[str, str] = field(default_factory=dict)
     """Artifact ids by what they show: `guard`, or an incident's id."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """The classes of closed incidents, which their page lists and the ledger need not be asked for again."""
     not_shown: set[str] = field(default_factory=set)
     """Incidents whose report Prefect was not there for."""
     shown_status: str = ""

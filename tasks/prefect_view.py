@@ -181,6 +181,14 @@ def settled(message: str) -> State[Any]:
     return Cancelled(message=f"{OURS}{message}")
 
 
+async def settle_cancelled(state: State[Any]) -> None:
+    """End a run that a person cancelled and whose own end Prefect therefore did not take: it would look alive."""
+    run_id = state.state_details.flow_run_id
+    if run_id is not None:
+        async with prefect() as client:
+            await client.set_flow_run_state(run_id, settled("its steps are over"), force=True)
+
+
 async def retire(flow_run_id: str, successor: str) -> None:
     """End the flow run that a dead guard left behind, and its paused or running children."""
     try:
@@ -208,15 +216,25 @@ def page_url(flow_run_id: str) -> str:
     return f"{base}/runs/flow-run/{flow_run_id}" if base else ""
 
 
+def artifact_url(key: str, page_id: str) -> str:
+    """Give the address of a page, of all with its key where its id is not known; empty like `page_url`."""
+    base = get_current_settings().ui_url
+    place = f"artifact/{page_id}" if page_id else f"key/{key}"
+    return f"{base}/artifacts/{place}" if base else ""
+
+
 async def show_page(key: str, markdown: str, page_id: str, description: str) -> str | None:
     """Show a markdown page, masked: made once a flow run, then updated in place. Gives its id, None where Prefect is away."""
     markdown = await asyncio.to_thread(mask_page, markdown)  # a long one takes a tenth of a second
+    description = mask(description)
     try:
         async with prefect() as client:
             if page_id:
-                await client.update_artifact(UUID(page_id), ArtifactUpdate(data=markdown))
+                await client.update_artifact(
+                    UUID(page_id), ArtifactUpdate(data=markdown, description=description)
+                )
                 return page_id
-            page = MarkdownArtifact(key=key, description=mask(description), markdown=markdown)
+            page = MarkdownArtifact(key=key, description=description, markdown=markdown)
             return str((await page.acreate(client)).id)
     except AWAY as problem:
         logger.debug("page %s is not shown yet: %s", key, type(problem).__name__)

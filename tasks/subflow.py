@@ -17,13 +17,20 @@ from uuid import UUID
 import httpx
 from prefect import tags
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.context import TagsContext
 from prefect.exceptions import PrefectException, PrefectSignal
 from prefect.states import Cancelled, Completed
 
 from trainguard.tasks.context import GuardContext
-from trainguard.tasks.prefect_view import AWAY, PATIENCE, GuardCancelledError, prefect, prefect_answers
+from trainguard.tasks.prefect_view import (
+    AWAY,
+    PATIENCE,
+    GuardCancelledError,
+    prefect,
+    prefect_answers,
+    settle_cancelled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +61,10 @@ class _Stage:
         self.begun.set()
         await asyncio.wait({self.steps})
         try:
-            self.steps.result()
+            end: State[Any] | None = self.steps.result()
         except GuardCancelledError as cancelled:
             return Cancelled(message=str(cancelled))
-        return None
+        return end
 
     async def has_begun(self, patience: float) -> bool:
         """Wait for the run, at most so many seconds from when it was asked for."""
@@ -95,12 +102,11 @@ _doing: ContextVar[_Stage | None] = ContextVar("trainguard_doing", default=None)
 """Set where the guard does a subflow's steps."""
 
 
-async def steps(work: Coroutine[Any, Any, None]) -> State[Any] | None:
-    """Do a subflow's work, or show it where that is done elsewhere."""
+async def steps(work: Coroutine[Any, Any, State[Any] | None]) -> State[Any] | None:
+    """Do a subflow's work, or show it where that is done elsewhere. Gives the run's end if it is a special one."""
     stage = _shown.get()
     if stage is None:
-        await in_subflow(work)
-        return None
+        return await in_subflow(work)
     work.close()
     return await stage.show()
 
@@ -157,9 +163,7 @@ async def _done(context: GuardContext, wanted: Any, incident_id: str) -> bool:
     return True
 
 
-def _task(
-    place: ContextVar[_Stage | None], stage: _Stage, work: Coroutine[Any, Any, None]
-) -> asyncio.Task[None]:
+def _task(place: ContextVar[_Stage | None], stage: _Stage, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     token = place.set(stage)
     try:
         return asyncio.create_task(work)
@@ -170,7 +174,10 @@ def _task(
 async def _run(wanted: Any, incident_id: str, job_name: str) -> None:
     """Let Prefect's engine show the subflow; the steps' own errors are raised where they are waited for."""
     try:
-        await wanted(incident_id, job_name)
+        # As a state: an end that is a failure is no error here.
+        end = await wanted(incident_id, job_name, return_state=True)
+        if end is not None and end.type is StateType.CANCELLING:
+            await settle_cancelled(end)
     except AWAY as problem:
         logger.warning("Prefect does not show the end of %s: %s", wanted.name, problem)
     except (Exception, PrefectSignal) as problem:

@@ -49,6 +49,8 @@ TOLD = frozenset(
 async def tell_opened(incident: Incident, diagnosis: Diagnosis) -> None:
     """Tell that an incident opened, with its cause and the scheduler's own word for the job's state."""
     context = current_guard()
+    sure = f"{diagnosis.fault}, {diagnosis.confidence:.0%} sure"
+    logger.warning("incident %s: %s (%s)", incident.id, diagnosis.cause, sure)
     status, links = _native(context, incident), _links(context)
     await post(
         context, incident.id, incident_opened(context.job, incident, diagnosis, status=status, links=links)
@@ -67,6 +69,11 @@ async def tell_asked(incident: Incident, request: ApprovalRequest) -> None:
 
 async def tell_closed(incident: Incident) -> None:
     """Tell how an incident ended."""
+    logger.info("incident %s %s: %s", incident.id, incident.state, incident.outcome)
+    await _tell_end(incident)
+
+
+async def _tell_end(incident: Incident) -> None:
     context = current_guard()
     found = await context.ledger.diagnosis(incident.id)
     plan = await context.ledger.plan(incident.id)
@@ -79,7 +86,7 @@ async def tell_missed_end(context: GuardContext) -> None:
     """Tell how the newest incident ended, where a guard died before it could. Told already, it is not told again."""
     for incident in await context.ledger.incidents(context.job.key, limit=1):
         if incident.closed_at is not None and context.clock() - incident.closed_at < GIVEN_UP:
-            await tell_closed(incident)
+            await _tell_end(incident)
 
 
 async def tell_signals(context: GuardContext, signals: tuple[Signal, ...]) -> None:

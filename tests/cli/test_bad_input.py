@@ -35,7 +35,26 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def test_a_misspelt_action_is_named_with_the_nearest_valid_one(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text('[policy]\nallow = ["restrat"]\n')
     done = run("run", "--policy", "policy.toml", "--", "true", cwd=tmp_path)
-    refused(done, "policy.allow.0.action", "'restart'")
+    refused(done, "policy.allow.0.action: 'restrat' is not known", "did you mean 'restart'?")
+
+
+def test_a_word_that_resembles_none_is_told_what_may_stand_in_its_field(tmp_path: Path) -> None:
+    done = run("run", "--preset", "bold", "--", "true", cwd=tmp_path)
+    refused(done, "policy.preset: 'bold' is not known", "known: observe, assist, autonomous")
+
+
+def test_a_ledger_that_is_away_is_named_with_where_to_look(tmp_path: Path) -> None:
+    url = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+    done = run("status", cwd=tmp_path, TRAINGUARD_LEDGER_URL=url)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "TRAINGUARD_LEDGER_URL says where it is" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("diagnose", "nowhere.log"), ("rules", "explain", "XYZ-001")])
+def test_every_command_says_what_is_wrong_in_the_same_way(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(*words, cwd=tmp_path)
+    refused(done)
+    assert done.stderr.startswith("trainguard: ")
 
 
 def test_a_policy_file_that_is_not_toml_is_named(tmp_path: Path) -> None:

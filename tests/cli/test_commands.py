@@ -181,6 +181,24 @@ def test_an_answer_that_does_not_count_fails_and_says_why(run: Run) -> None:
     assert done.json["accepted"] is False
 
 
+def test_open_questions_are_listed_by_job_with_what_would_be_done(run: Run) -> None:
+    recorded(a_late_question)
+    listed = run("approve").out
+    assert "inc00001-1  llama  restart" in listed and "trainguard approve QUESTION" in listed
+    assert "llama waits for your answer: trainguard approve inc00001-1" in run("status").out
+
+
+@pytest.mark.parametrize("command", ["status", "incidents", "approve"])
+def test_a_narrow_terminal_folds_what_it_shows_and_cuts_nothing(
+    command: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(a_late_question)
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = run(command).out
+    assert "…" not in shown
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("Answer with")) <= 60
+
+
 async def three_incidents(ledger: Ledger) -> None:
     """Two jobs of one name's cluster accuse n2, one of them also n1, and one incident accuses nobody."""
     for name, job, nodes, at in [

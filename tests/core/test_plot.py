@@ -43,7 +43,7 @@ def test_before_the_first_step_there_is_nothing_to_draw() -> None:
 def test_it_shows_progress_losses_and_incidents_and_says_them_in_words() -> None:
     markdown = progress_plot(read(2.0, 1.75, 1.5), [incident(2), incident(None)])
     assert markdown.startswith("![Step ~3/600, loss 2 to 1.5, 2 incidents](data:")
-    assert {"~3/600", "2", "1.5", "step 1", "3"} <= set(words(markdown))
+    assert {"step 3 of 600 (0%)", "2", "1.5", "step 1", "3", "dashed: incidents"} <= set(words(markdown))
     assert len(list(picture(markdown).iter(f"{SVG}polyline"))) == 1
 
 
@@ -57,11 +57,20 @@ def test_each_attempt_is_a_line_of_its_own() -> None:
 def test_losses_that_are_no_numbers_are_dots() -> None:
     drawn = picture(progress_plot(read(2.0, float("nan"), float("inf"), 1.5)))
     assert len(list(drawn.iter(f"{SVG}circle"))) == 2
+    assert "dots: loss NaN or infinite" in words(progress_plot(read(2.0, float("nan"), 1.5)))
+
+
+def test_marks_are_drawn_once_a_step_and_their_numbers_do_not_overlap() -> None:
+    reading = read(*[2.0 - n / 1000 for n in range(600)])
+    drawn = progress_plot(reading, [incident(300), incident(300), incident(302), incident(500)])
+    assert len([path for path in picture(drawn).iter(f"{SVG}path") if path.get("stroke-dasharray")]) == 3
+    assert [word for word in words(drawn) if word in {"300", "302", "500"}] == ["300", "500"]
 
 
 def test_a_divergence_does_not_flatten_what_was_before() -> None:
     markdown = progress_plot(read(*[2.0 - n / 100 for n in range(100)], 1e9))
     assert not any("e+09" in word for word in words(markdown))
+    assert "≥1.99" in words(markdown) or "≥1.98" in words(markdown)
 
 
 def test_losses_over_orders_of_magnitude_are_drawn_on_a_logarithm() -> None:

@@ -156,7 +156,7 @@ def test_no_run_is_left_that_looks_alive(story: Story) -> None:
 def test_what_happened_during_the_outage_is_shown_in_prefect_afterwards(story: Story) -> None:
     for name in ("watched", "diagnosed", "before", "during", "after"):
         (incident,) = asyncio.run(story.scene.incidents(story.trials[name]))
-        pages = asyncio.run(story.scene.server.pages(f"incident-{incident.id}"))
+        pages = asyncio.run(story.scene.server.pages(f"incident-{name}-{incident.id}"))
         assert pages, f"{name}: no report of its incident"
         assert "recovered" in str(pages[-1].data).lower(), (name, pages[-1].data)
     assert asyncio.run(story.scene.server.pages("guard-over"))
@@ -165,5 +165,5 @@ def test_what_happened_during_the_outage_is_shown_in_prefect_afterwards(story: S
 def test_each_answer_is_on_record_once_under_its_name(story: Story) -> None:
     for name, by in (("before", "early"), ("during", "midway"), ("after", "late")):
         (incident,) = asyncio.run(story.scene.incidents(story.trials[name]))
-        pages = asyncio.run(story.scene.server.pages(f"incident-{incident.id}"))
+        pages = asyncio.run(story.scene.server.pages(f"incident-{name}-{incident.id}"))
         assert by in str(pages[-1].data), (name, pages[-1].data)

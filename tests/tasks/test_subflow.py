@@ -23,7 +23,7 @@ class Wanted:
     def __init__(self, problem: Exception) -> None:
         self.problem, self.runs = problem, 0
 
-    async def __call__(self, incident_id: str, job_name: str) -> None:
+    async def __call__(self, incident_id: str, job_name: str, *, return_state: bool = False) -> None:
         await steps(self._work())
 
     fn = __call__
@@ -77,13 +77,13 @@ class Late:
         self.places: list[str] = []
         self.go_on = asyncio.Event()
 
-    async def __call__(self, incident_id: str, job_name: str) -> None:
+    async def __call__(self, incident_id: str, job_name: str, *, return_state: bool = False) -> None:
         await self.may_begin.wait()
         place.set("run")
         self.began.set()
         await steps(self._work())
 
-    async def fn(self, incident_id: str, job_name: str) -> None:
+    async def fn(self, incident_id: str, job_name: str, *, return_state: bool = False) -> None:
         await steps(self._work())
 
     async def _work(self) -> None:

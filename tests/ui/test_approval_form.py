@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import Page, async_playwright, expect
+from playwright.async_api import Locator, Page, ViewportSize, async_playwright, expect
 
 from tests.flows.simulation import Simulation, until
 from tests.flows.test_guard import _paused
@@ -26,6 +26,8 @@ FLAGS = (
     "--disable-sync",
 )
 
+LAPTOP, PHONE = ViewportSize(width=1440, height=900), ViewportSize(width=390, height=844)
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.usefixtures("prefect_api", "ledger_url"),
@@ -37,7 +39,7 @@ pytestmark = [
 async def page() -> AsyncIterator[Page]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = await browser.new_page(viewport={"width": 1400, "height": 1000})
+        page = await browser.new_page(viewport=LAPTOP)
         page.set_default_timeout(60_000)
         yield page
         await browser.close()
@@ -48,11 +50,17 @@ async def test_a_person_approves_a_recovery_on_the_paused_runs_page(page: Page) 
     guarding = simulation.guard(Policy(preset=Preset.ASSIST))
     question = await simulation.question()
     await until(lambda: _paused(question.flow_run_id), "the pause")
+    await page.set_viewport_size(PHONE)
     await page.goto(f"{os.environ['PREFECT_UI_URL']}/runs/flow-run/{question.flow_run_id}")
-    await page.get_by_role("button", name="Resume").first.click()
+    await page.locator(".p-icon-button-menu").last.click()
+    await page.get_by_text("Resume", exact=True).last.click()
+    await _says_what_it_asks(page.locator(".p-modal"))
+    await page.set_viewport_size(LAPTOP)
+    await page.reload()
     form = page.locator(".p-modal")
-    await expect(form.get_by_text("may this be done?")).to_be_visible(timeout=60_000)
-    await expect(form.get_by_text("/checkpoints/step-90")).to_be_visible()
+    await page.get_by_role("button", name="Resume").first.click()
+    await _says_what_it_asks(form)
+    await expect(form.get_by_text("Memory")).to_have_count(0)  # the plan has no use for it
 
     # A bare Submit decides nothing: the decision has no default.
     await form.get_by_role("button", name="Submit").click()
@@ -79,3 +87,11 @@ async def test_a_person_approves_a_recovery_on_the_paused_runs_page(page: Page) 
     assert answer is not None
     assert (answer.by, answer.via) == ("uma", "ui")
     assert simulation.starts == 2
+
+
+async def _says_what_it_asks(form: Locator) -> None:
+    """All of the question, and what it is about, is in sight without scrolling."""
+    question = form.get_by_text("May this be done?")
+    await expect(question).to_be_in_viewport(ratio=1, timeout=60_000)
+    await expect(question).to_contain_text("restart from /checkpoints/step-90")
+    await expect(form.get_by_text("crash at step")).to_be_in_viewport(ratio=1)

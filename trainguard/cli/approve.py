@@ -10,12 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from trainguard.cli.terminal import table
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest
 from trainguard.core.errors import TrainguardError, UserError
 from trainguard.core.history import AnswerResult
 from trainguard.core.messages import moment
+from trainguard.core.report import action_detail, words
 from trainguard.core.sizes import parse_size
 from trainguard.ledger.ledger import Ledger
 
@@ -37,7 +39,7 @@ def approve(
 ) -> None:
     """Answer a question that a guard asks; without an id, list the open ones."""
     if request is None:
-        _list(asyncio.run(_open_requests()), as_json)
+        _list(*asyncio.run(_open_requests()), as_json=as_json)
         return
     answer = ApprovalAnswer(
         request=request,
@@ -58,9 +60,10 @@ def approve(
         typer.echo(f"{answer.answer} by {answer.by}: the guard takes it from here")
 
 
-async def _open_requests() -> list[ApprovalRequest]:
+async def _open_requests() -> tuple[list[ApprovalRequest], dict[str, str]]:
+    """Give the open questions, and their jobs' names by key."""
     async with await Ledger.open() as ledger:
-        return await ledger.open_requests()
+        return await ledger.open_requests(), {job.key: job.name for job in await ledger.jobs()}
 
 
 async def _give(answer: ApprovalAnswer) -> AnswerResult:
@@ -77,15 +80,19 @@ async def _give(answer: ApprovalAnswer) -> AnswerResult:
         return await ledger.answer(answer, current, answer.at)
 
 
-def _list(requests: list[ApprovalRequest], as_json: bool) -> None:
+def _list(requests: list[ApprovalRequest], names: dict[str, str], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"questions": [row.model_dump(mode="json") for row in requests]}, indent=2))
         return
     if not requests:
         typer.echo("No guard waits for an answer.")
         return
-    table = Table("question", "job", "actions", "asked", "until")
+    shown = table("question", "job", "may this be done?", "until")
     for row in requests:
-        actions = ", ".join(step.action.kind for step in row.plan.steps)
-        table.add_row(row.id, row.job_key, actions, moment(row.asked_at), moment(row.deadline))
-    Console().print(table)
+        actions = "; ".join(f"{words(s.action.kind)} {action_detail(s)}".rstrip() for s in row.plan.steps)
+        cells = (row.id, names.get(row.job_key, row.job_key), actions, moment(row.deadline))
+        shown.add_row(*map(escape, cells))
+    Console(highlight=False).print(shown)
+    typer.echo(
+        "Answer with: trainguard approve QUESTION, or with --refuse. Its incident says why it is asked."
+    )

@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from trainguard.cli.prefect_server import prefect_server
+from trainguard.cli.terminal import table
 from trainguard.core.action import ActionKind
 from trainguard.core.cadence import Cadence
 from trainguard.core.errors import UserError
-from trainguard.core.incident import Incident, IncidentState
+from trainguard.core.incident import IncidentState
 from trainguard.core.job import CheckpointSpec, Resume, ResumeBy, Watching
 from trainguard.core.policy import Allow, Policy
-from trainguard.core.report import IncidentFile, steps_lost
+from trainguard.core.report import IncidentFile, steps_lost, what_happened
 from trainguard.core.verdict import FaultClass
 from trainguard.demo.scenario import SCENARIO, TORCH_SCENARIO, Scenario
 
@@ -208,22 +209,19 @@ def _print_end(files: list[IncidentFile], outcome: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"incidents": rows, "outcome": outcome}))
         return
-    table = Table("failure", "diagnosed as", "decided", "outcome", "lost", "seconds")
+    shown = table("failure", "diagnosed as", "decided", "outcome", "lost", "seconds")
     for known, row in zip(files, rows, strict=True):
         seconds = " / ".join("-" if s is None else str(s) for s in row["seconds"].values())
         lost = "-" if row["steps_lost"] is None else f"{row['steps_lost']} steps"
-        table.add_row(_what(known.incident), row["class"], row["decision"], row["outcome"], lost, seconds)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+        decision = row["decision"].replace("_", " ")
+        cells = (what_happened(known.incident), row["class"], decision, row["outcome"], lost, seconds)
+        shown.add_row(*map(escape, cells))
+    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(shown)
     typer.echo("Seconds: from the failure to its detection / to the restart / to verified progress.")
     for known in files:
         if known.diagnosis is not None and known.diagnosis.code_location:
             typer.echo(f"In the code: {known.diagnosis.cause} ({known.diagnosis.code_location})")
     typer.echo(f"Outcome: {outcome}")
-
-
-def _what(incident: Incident) -> str:
-    kinds = ", ".join(signal.kind for signal in incident.signals)
-    return f"{kinds} at step {'?' if incident.step is None else incident.step}"
 
 
 def _as_told(scenario: Scenario, files: list[IncidentFile]) -> bool:

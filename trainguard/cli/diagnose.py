@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainguard.cli.terminal import say_problem
 from trainguard.core.diagnosis import Catalogue, Examination, Stream
 from trainguard.core.diagnosis.stream import CHUNK
 from trainguard.core.errors import UserError
@@ -68,7 +69,7 @@ def diagnose(
         observation = observed(exit_code, signal, native, oom_killed)
         examination = Examination(streams, catalogue, observation)
     except UserError as error:
-        typer.echo(f"error: {error}" + (f"\n{error.remedy}" if error.remedy else ""), err=True)
+        say_problem(error, error.remedy)
         raise typer.Exit(2) from error
     if as_json:
         typer.echo(examination.diagnosis.model_dump_json(indent=2))

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from trainguard.cli.terminal import table
 from trainguard.core.errors import TrainguardError
 from trainguard.core.job import Job, JobRef
 
@@ -41,10 +42,10 @@ def doctor(
     if as_json:
         typer.echo(json.dumps({"findings": findings}, indent=2))
     else:
-        table = Table("what", "state", "detail", "to mend it")
+        shown = table("what", "state", "detail", "to mend it")
         for row in findings:
-            table.add_row(row["what"], row["state"], row["detail"], row["remedy"])
-        Console().print(table)
+            shown.add_row(*(escape(row[name]) for name in ("what", "state", "detail", "remedy")))
+        Console(highlight=False).print(shown)
     if any(row["state"] == "missing" for row in findings):
         raise typer.Exit(1)
 
@@ -100,9 +101,13 @@ async def _ledger() -> Finding:
 
     try:
         async with await Ledger.open() as ledger:
-            return _found("ledger", "ok", f"{len(await ledger.jobs())} jobs")
+            return _found("ledger", "ok", _jobs(len(await ledger.jobs())))
     except TrainguardError as problem:
         return _found("ledger", "missing", str(problem), "see TRAINGUARD_LEDGER_URL")
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'s' * (count != 1)} on record"
 
 
 def _disk() -> Finding:

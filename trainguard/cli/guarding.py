@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,14 @@ import httpx
 import typer
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from trainguard.core.cadence import Cadence
 from trainguard.core.errors import UserError
 from trainguard.core.job import Job
 from trainguard.core.policy import Policy
+from trainguard.core.status_line import HEADER
 
 
 class GuardOptions(BaseModel):
@@ -47,10 +51,23 @@ class _OnTerminal(logging.Handler):
         self._status = status
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name == "trainguard.status":
-            self._status.update(record.getMessage())
-        else:
-            self._status.console.print(record.getMessage(), markup=False, highlight=False)
+        text = self.format(record)
+        if record.name != "trainguard.status":
+            self._status.console.print(text, markup=False, highlight=False)
+            return
+        if len(text) > self._status.console.width - len("* "):
+            text = "  ".join(text.split())  # too narrow for columns
+        self._status.update(escape(text))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line is worth a person's while: Prefect's own on each run and task are in its UI."""
+    if not record.name.startswith("prefect"):
+        return True
+    wanted = os.environ.get("PREFECT_LOGGING_LEVEL", "").upper() in {"DEBUG", "INFO"}
+    told = record.getMessage()
+    ours = "Finished in state" in told or "Execution was cancelled" in told  # an end and Ctrl-C: we tell them
+    return wanted or (record.levelno >= logging.WARNING and not ours)
 
 
 def require_prefect() -> None:
@@ -77,30 +94,45 @@ def guard_here(
     """Guard a job in this process until it ends. Gives the exit code: 0 succeeded or `until`, 1 not."""
     live = sys.stderr.isatty()
     console = Console(stderr=True)
-    status = console.status(f"guarding {job.name}") if live else None
+    status = console.status(escape(f"guarding {job.name}")) if live else None
     handler: logging.Handler = _OnTerminal(status) if status else logging.StreamHandler()
-    _listen(handler)
     if status:
+        if console.width > len(HEADER):
+            console.print(f"  {HEADER}", style="dim", highlight=False)
         status.start()
     try:
-        state = asyncio.run(_guard(job, cluster, options))
+        with _listening(handler):
+            state = asyncio.run(_guard(job, cluster, options))
     except KeyboardInterrupt:
+        state = None
+    finally:
+        if status:
+            status.stop()
+    if state is None:
         typer.echo(
             f"The guard stopped; the job goes on. Guard it again: trainguard watch {job.ref.id}", err=True
         )
         return 130
-    finally:
-        if status:
-            status.stop()
     return _tell(job, state, as_json=as_json, quiet=quiet_end)
 
 
-def _listen(handler: logging.Handler) -> None:
+@contextmanager
+def _listening(handler: logging.Handler) -> Iterator[None]:
+    """Take the place of Prefect's console, which would write across the status line."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
     handler.setFormatter(logging.Formatter("%(message)s"))
-    ours = logging.getLogger("trainguard")
+    handler.addFilter(_is_news)
+    ours, root = logging.getLogger("trainguard"), logging.getLogger()
     ours.setLevel(logging.INFO)
     ours.handlers[:] = [handler]
     ours.propagate = False
+    before = root.handlers[:]
+    root.handlers[:] = [handler, *(one for one in before if not isinstance(one, PrefectConsoleHandler))]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
 
 
 async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from trainguard.cli.terminal import say_problem
 from trainguard.core.errors import TrainguardError, UserError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -89,19 +90,13 @@ def main() -> None:
     try:
         app()
     except UserError as problem:
-        _say(problem, problem.remedy)
+        say_problem(problem, problem.remedy)
         sys.exit(2)
     except TrainguardError as problem:
-        _say(problem, getattr(problem, "remedy", ""))
+        say_problem(problem, getattr(problem, "remedy", ""))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _say(problem: Exception, remedy: str) -> None:
-    typer.echo(f"trainguard: {problem}", err=True)
-    if remedy:
-        typer.echo(f"  {remedy}", err=True)
 
 
 if __name__ == "__main__":

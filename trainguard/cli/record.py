@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.markup import escape
 
+from trainguard.cli.terminal import age, table
 from trainguard.core.errors import UserError
 from trainguard.core.history import NodeEvent
 from trainguard.core.incident import Incident
 from trainguard.core.job import Job
 from trainguard.core.messages import moment, span
 from trainguard.core.nodes import node_records
-from trainguard.core.report import IncidentFile, incident_report, steps_lost
+from trainguard.core.report import IncidentFile, incident_report, steps_lost, what_happened
 from trainguard.ledger.ledger import Ledger
 from trainguard.tasks.records import incident_file
 
@@ -34,22 +36,20 @@ def status(as_json: AsJson = False) -> None:
     if not rows:
         typer.echo("No job has been guarded yet. Start one: trainguard run -- COMMAND")
         return
-    table = Table("job", "status", "state", "progress", "attempt", "incidents", "guarded by", "seen")
+    now = time.time()
+    shown = table("job", "status", "state", "progress", "attempt", "incidents", "guard on", "seen")
     for row in rows:
-        seen = "-" if row["seen_at"] is None else moment(row["seen_at"])
-        words = (
-            row["name"],
-            row["status"],
-            row["liveness"],
-            row["progress"],
-            row["attempt"],
-            row["incidents"],
-        )
-        table.add_row(*(str(word) for word in words), row["guard"] or "nobody", seen)
-    Console().print(table)
+        words = (row[name] for name in ("name", "status", "liveness", "progress", "attempt", "incidents"))
+        guard = (row["guard"] or "nobody").partition("/")[0]  # its machine; the rest is for programs
+        shown.add_row(*(escape(str(word)) for word in words), escape(guard), age(row["seen_at"], now))
+    console = Console()
+    console.print(shown)
     for row in rows:
+        if row["questions"]:
+            ways = ", ".join(f"trainguard approve {question}" for question in row["questions"])
+            console.print(f"{row['name']} waits for your answer: {ways}", markup=False, highlight=False)
         if row["outcome"]:
-            typer.echo(f"{row['name']}: {row['outcome']}")
+            console.print(f"{row['name']}: {row['outcome']}", markup=False, highlight=False)
 
 
 async def _jobs() -> list[dict[str, Any]]:
@@ -127,13 +127,16 @@ async def _incidents(
 
 
 def _list(found: list[tuple[Job | None, Incident]]) -> None:
-    table = Table("incident", "job", "detected", "signals", "state", "step", "outcome")
+    if not found:
+        typer.echo("No incidents.")
+        return
+    shown = table("incident", "job", "what", "state", "detected", "outcome")
     for job, row in found:
-        signals = ", ".join(signal.kind for signal in row.signals)
-        step = "-" if row.step is None else str(row.step)
         name = job.name if job else row.job_key
-        table.add_row(row.id, name, moment(row.detected_at), signals, row.state, step, row.outcome)
-    Console().print(table)
+        state = row.state.replace("_", " ")
+        cells = (row.id, name, what_happened(row), state, moment(row.detected_at), row.outcome)
+        shown.add_row(*map(escape, cells))
+    Console(highlight=False).print(shown)
 
 
 def _row(job: Job | None, incident: Incident) -> dict[str, Any]:

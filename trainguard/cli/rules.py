@@ -12,6 +12,7 @@ import typer
 
 from trainguard.cli.diagnose import expand, stream_of
 from trainguard.cli.rules_docs import docs
+from trainguard.cli.terminal import say_problem
 from trainguard.core.diagnosis import Catalogue, Examination, Rule
 from trainguard.core.diagnosis.lint import problems
 from trainguard.core.errors import UserError
@@ -33,7 +34,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        typer.echo(f"error: {error}" + (f"\n{error.remedy}" if error.remedy else ""), err=True)
+        say_problem(error, error.remedy)
         raise typer.Exit(2) from error
 
 

@@ -86,6 +86,8 @@ class LedgerDamagedError(LedgerError):
 class LedgerUnavailableError(LedgerError):
     """The ledger is locked, full or gone; what was asked did not happen."""
 
+    remedy = "TRAINGUARD_LEDGER_URL says where it is: does its machine answer, has its disk room?"
+
 
 class LeaseHeldError(LedgerError):
     """Another guard owns the job. `holder` names it."""

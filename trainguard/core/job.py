@@ -15,11 +15,11 @@ class JobRef(Fact):
     """A job as its scheduler names it. It survives restarts; its incarnations do not."""
 
     scheduler: str = ""
-    """Adapter name: local, slurm, kubernetes, simulated. Empty: the one of the cluster's block."""
+    """Adapter name: local, slurm or kubernetes. Empty: the one of the cluster's block."""
     cluster: str = ""
     """The cluster as its block names it; empty: that block's. One connection and one watcher serve all its jobs."""
     id: str
-    """Native name: state folder, Slurm job id, `namespace/kind/name`, submission id."""
+    """Native name: state folder, Slurm job id, `namespace/kind/name`."""
 
     @property
     def key(self) -> str:
@@ -62,6 +62,7 @@ class CheckpointSpec(Fact):
     """Where checkpoints are, as the job's own machine sees them."""
 
     directory: str
+    """Their folder."""
     format: str = "auto"
     """auto, torch, safetensors, dcp, orbax, deepspeed, huggingface, numpy or glob."""
     glob: str = ""
@@ -105,8 +106,11 @@ class Job(Fact):
     name: str = ""
     """What people call it; by default the last part of its native name."""
     project: str = ""
+    """To find it by: a tag of its runs."""
     kind: str = "training"
+    """What reports call it."""
     checkpoints: CheckpointSpec | None = None
+    """Without it nothing is known to resume from."""
     watching: Watching = Watching()
     max_steps: int | None = None
     """The exact number of steps, where the owner knows it; never used to decide completion."""

@@ -33,6 +33,7 @@ _TERMINAL = re.compile(
 _MENTION = re.compile(r"@(?=\s*(?:channel|here|everyone|all|group)\b)", re.IGNORECASE)
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _PICTURE = re.compile(r"(\(data:image/svg\+xml;base64,[A-Za-z0-9+/]*={0,2}\))")
+_LONG_WORD = re.compile(r"((?>\\.|\*\*|&\w+;|[^\s\\]){24})(?=\S)")
 _INVISIBLE = frozenset({"Cf", "Cc", "Co", "Cs", "Zl", "Zp"})
 
 
@@ -99,7 +100,7 @@ def markdown(message: Message) -> str:
         parts.append(fence(message.excerpt))
     if message.commands:
         parts.append(fence("\n".join(message.commands)))
-    parts += [link for link in map(_markdown_link, message.links) if link]
+    parts += [markdown_link(link.label, link.url) for link in message.links if _safe_url(link.url)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -113,6 +114,17 @@ def markdown_escape(text: str) -> str:
         .replace("\x00", "&amp;")
         .replace("\\<", "&lt;")
     )
+
+
+def markdown_link(label: str, url: str) -> str:
+    """Link the label where there is an address, else give the label alone."""
+    safe = _safe_url(url)
+    return f"[{markdown_escape(_one_line(label))}](<{safe}>)" if safe else markdown_escape(_one_line(label))
+
+
+def breakable(escaped: str) -> str:
+    """Let long words of finished Markdown break: Prefect's form grows as wide as its longest word, off a phone."""
+    return _LONG_WORD.sub("\\1\u200b", escaped)
 
 
 def mask_page(page: str) -> str:
@@ -201,11 +213,6 @@ def _fit(text: str, limit: int) -> str:
 def _slack_link(link: Link) -> str:
     url = _safe_url(link.url)
     return f"<{url}|{slack_escape(_one_line(link.label)).replace('|', ' ')}>" if url else ""
-
-
-def _markdown_link(link: Link) -> str:
-    url = _safe_url(link.url)
-    return f"[{markdown_escape(_one_line(link.label))}](<{url}>)" if url else ""
 
 
 def _safe_url(url: str) -> str:

@@ -10,8 +10,10 @@ from typing import NamedTuple
 from trainguard.core.incident import Incident
 from trainguard.core.progress import Reading
 
-WIDTH, HEIGHT = 720, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 44, 32
+WIDTH, HEIGHT = 600, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 78, 50
+_DIGIT = 9
+"""Width of a digit, amply: of marks nearer to each other than their numbers are wide only the first has one."""
 _INK, _FAINT, _LINE, _DONE, _ALERT = "#334155", "#cbd5e1", "#2563eb", "#16a34a", "#dc2626"
 _LOG_FROM = 50.0
 """Ratio of the largest to the smallest loss from which the scale is logarithmic."""
@@ -26,6 +28,8 @@ class _Scale(NamedTuple):
     low: float
     high: float
     logarithmic: bool
+    over: bool
+    """There are losses above `high`."""
 
     def x(self, step: int) -> float:
         share = (step - self.first) / max(self.last - self.first, 1)
@@ -62,12 +66,13 @@ def _svg(reading: Reading, incidents: Sequence[Incident]) -> str:
     scale = _scale(reading, incidents)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        ' font-family="sans-serif" font-size="12">',
+        ' font-family="sans-serif" font-size="14">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#ffffff" stroke="{_FAINT}"/>',
         *_progress_bar(reading),
         *_axes(scale, has_loss=bool(reading.loss_history)),
-        *(_mark(scale, incident) for incident in incidents[-_MOST_MARKS:] if incident.step is not None),
+        *_marks(scale, incidents),
         *_curve(reading, scale),
+        *_legend(reading, incidents),
         "</svg>",
     ]
     return "".join(parts)
@@ -80,21 +85,21 @@ def _scale(reading: Reading, incidents: Sequence[Incident]) -> _Scale:
     # A divergence must not flatten everything before it.
     low, high = losses[0], losses[min(len(losses) - 1, len(losses) * 97 // 100)]
     logarithmic = low > 0 and high / low > _LOG_FROM
-    return _Scale(min(steps), max(*steps, reading.best_step or 0), low, high, logarithmic)
+    return _Scale(min(steps), max(*steps, reading.best_step or 0), low, high, logarithmic, losses[-1] > high)
 
 
 def _progress_bar(reading: Reading) -> list[str]:
     progress = reading.progress
     assert progress is not None
-    label = f"{progress}"
     if not progress.total:
-        return [_text(_LEFT, 24, label)]
-    room = WIDTH - _LEFT - _RIGHT - 130
-    done = room * min(progress.step / progress.total, 1.0)
+        return [_text(_LEFT, 27, f"step {progress.step}")]
+    share = min(progress.step / progress.total, 1.0)
+    label = f"step {progress.step} of {progress.total} ({share:.0%})"
+    room = WIDTH - _LEFT - _RIGHT - 8.0 * len(label)
     return [
-        f'<rect x="{_LEFT}" y="14" width="{room}" height="12" rx="6" fill="{_FAINT}"/>',
-        f'<rect x="{_LEFT}" y="14" width="{done:.1f}" height="12" rx="6" fill="{_DONE}"/>',
-        _text(WIDTH - _RIGHT, 24, label, anchor="end"),
+        f'<rect x="{_LEFT}" y="16" width="{room:.1f}" height="12" rx="6" fill="{_FAINT}"/>',
+        f'<rect x="{_LEFT}" y="16" width="{room * share:.1f}" height="12" rx="6" fill="{_DONE}"/>',
+        _text(WIDTH - _RIGHT, 27, label, anchor="end"),
     ]
 
 
@@ -102,15 +107,21 @@ def _axes(scale: _Scale, *, has_loss: bool) -> list[str]:
     bottom = HEIGHT - _BOTTOM
     parts = [
         f'<path d="M{_LEFT} {_TOP}V{bottom}H{WIDTH - _RIGHT}" fill="none" stroke="{_FAINT}"/>',
-        _text(_LEFT, HEIGHT - 12, f"step {scale.first}"),
-        _text(WIDTH - _RIGHT, HEIGHT - 12, f"{scale.last}", anchor="end"),
+        _text(_LEFT, bottom + 17, f"step {scale.first}"),
+        _text(WIDTH - _RIGHT, bottom + 17, f"{scale.last}", anchor="end"),
     ]
     if not has_loss:
         return [*parts, _text(WIDTH / 2, HEIGHT / 2, "the log prints no loss", anchor="middle")]
     ends = [scale.high] if scale.high == scale.low else [scale.low, scale.high]
     name = "loss (log)" if scale.logarithmic else "loss"
-    ticks = [_text(_LEFT - 6, scale.y(value) + 4, f"{value:.3g}", anchor="end") for value in ends]
-    return [*parts, *ticks, _text(WIDTH / 2, HEIGHT - 12, name, anchor="middle")]
+    most = "≥" if scale.over else ""
+    ticks = [
+        _text(
+            _LEFT - 6, scale.y(value) + 5, f"{most if value == scale.high else ''}{value:.3g}", anchor="end"
+        )
+        for value in ends
+    ]
+    return [*parts, *ticks, _text(8, _TOP - 22, name)]
 
 
 def _curve(reading: Reading, scale: _Scale) -> list[str]:
@@ -132,13 +143,26 @@ def _curve(reading: Reading, scale: _Scale) -> list[str]:
     return parts
 
 
-def _mark(scale: _Scale, incident: Incident) -> str:
-    assert incident.step is not None
-    x = scale.x(incident.step)
-    return (
-        f'<path d="M{x:.1f} {_TOP}V{HEIGHT - _BOTTOM}" stroke="{_ALERT}" stroke-dasharray="4 3"/>'
-        f"{_text(x, _TOP - 4, str(incident.step), anchor='middle', colour=_ALERT)}"
-    )
+def _marks(scale: _Scale, incidents: Sequence[Incident]) -> list[str]:
+    """A dashed line at each step where there was trouble, once, with its number where there is room."""
+    parts: list[str] = []
+    labelled = -math.inf
+    for step in sorted({one.step for one in incidents[-_MOST_MARKS:] if one.step is not None}):
+        x = scale.x(step)
+        parts.append(
+            f'<path d="M{x:.1f} {_TOP}V{HEIGHT - _BOTTOM}" stroke="{_ALERT}" stroke-dasharray="4 3"/>'
+        )
+        if x - labelled >= _DIGIT * len(str(step)):
+            parts.append(_text(x, _TOP - 5, str(step), anchor="middle", colour=_ALERT))
+            labelled = x
+    return parts
+
+
+def _legend(reading: Reading, incidents: Sequence[Incident]) -> list[str]:
+    named = ["dashed: incidents"] if any(one.step is not None for one in incidents) else []
+    if any(not math.isfinite(loss) for _, loss in reading.loss_history):
+        named.append("dots: loss NaN or infinite")
+    return [_text(WIDTH / 2, HEIGHT - 10, ", ".join(named), anchor="middle", colour=_ALERT)] if named else []
 
 
 def _text(x: float, y: float, words: str, *, anchor: str = "start", colour: str = _INK) -> str:

@@ -118,16 +118,29 @@ def read_policy(table: Mapping[str, Any], where: str = "policy") -> Policy:
 def _explain(value: object, message: str, kind: str) -> str:
     if kind == "extra_forbidden":
         return "there is no such setting"
+    if kind == "enum":
+        return f"{value!r} is not known"
     return f"{message} (found {value!r})"
 
 
 def _remedy(error: Mapping[str, Any]) -> str:
-    word = str(error["input"] if error["type"] == "enum" else error["loc"][-1])
-    choices = {
-        "enum": [*ActionKind, *FaultClass, *Preset],
-        "extra_forbidden": [
-            name for kind in (Policy, Budgets, Limits, Teardown, Allow) for name in kind.model_fields
-        ],
-    }.get(error["type"], [])
+    field = next((part for part in reversed(error["loc"]) if isinstance(part, str)), "")
+    if error["type"] == "enum":
+        word, choices = str(error["input"]), _WORDS.get(field, [])
+    elif error["type"] == "extra_forbidden":
+        kinds = (Policy, Budgets, Limits, Teardown, Allow)
+        word, choices = field, [name for kind in kinds for name in kind.model_fields]
+    else:
+        return ""
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else ""
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(choices)}" if choices else ""
+
+
+_ACTIONS = [kind.value for kind in ActionKind if not kind.advice]
+_WORDS = {
+    "preset": [preset.value for preset in Preset],
+    "action": _ACTIONS,
+    "refuse": _ACTIONS,
+    "faults": [fault.value for fault in FaultClass],
+}
+"""What may stand in a field that takes one of several words."""

@@ -1117,7 +1117,7 @@ class Shim:
         oom = self._oom_killed(number) if self.pid else False
         if oom and not reason:
             limit = self.spec["memory_limit"]
-            reason = f"killed for memory{f' under a limit of {limit} bytes' if limit else ''}"
+            reason = f"killed for memory{f' under a limit of {limit >> 20} MiB' if limit else ''}"
         value: Json = {"exit_code": code, "exit_signal": number, "oom_killed": oom, "reason": reason}
         value.update(at=at or time.time(), memory_peak=self.over_limit or None, log_dropped=self.log.dropped)
         while True:

@@ -1,0 +1,75 @@
+"""What a person sees of incidents in Prefect's lists: how each ended, of which job, without opening a page."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelling
+
+from tests.flows.simulation import Simulation, until
+from trainguard.core.decision import Answer
+from trainguard.core.policy import Policy, Preset
+from trainguard.testing.simulated import Fault, FaultKind
+
+pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
+
+
+async def ends(simulation: Simulation) -> dict[str, tuple[str, StateType, str]]:
+    """Name, type and message of the end of each subflow run of a job, by the flow's word."""
+    async with get_client() as client:
+        runs = [run for run in await client.read_flow_runs() if simulation.job.name in run.tags]
+    return {
+        run.name.split()[0]: (run.state.name or "", run.state.type, run.state.message or "")
+        for run in runs
+        if run.state is not None
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "kind", "said"),
+    [
+        (Preset.AUTONOMOUS, "Recovered", StateType.COMPLETED, "past the failure's step 95"),
+        (Preset.OBSERVE, "Unrecoverable", StateType.FAILED, "not whitelisted"),
+    ],
+)
+async def test_the_list_of_runs_tells_what_became_of_an_incident(
+    preset: Preset, name: str, kind: StateType, said: str
+) -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarded = await simulation.guard(Policy(preset=preset))
+    assert guarded.is_completed()
+    shown = await ends(simulation)
+    assert shown["recover"][:2] == (name, kind) and said in shown["recover"][2]
+    assert shown["diagnose"][2].startswith("nccl_comm: ")
+
+
+async def test_pages_are_found_by_the_jobs_name_and_say_how_it_stands() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    await simulation.guard(Policy(preset=Preset.AUTONOMOUS))
+    (incident,) = await simulation.incidents()
+    async with get_client() as client:
+        pages = {page.key: page for page in await client.read_artifacts()}
+    job = simulation.job.name
+    report, guard = pages[f"incident-{job}-{incident.id}"], pages[f"guard-{job}"]
+    assert report.description == f"{job}: crash at step 95: recovered"
+    assert guard.description == f"guard of {job}: Completed"
+    assert f"/artifacts/artifact/{report.id}" in str(guard.data)
+    assert f"/artifacts/artifact/{guard.id}" in str(report.data)
+
+
+async def test_a_recovery_that_a_person_cancels_as_it_ends_leaves_no_run_that_looks_alive() -> None:
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(Policy(preset=Preset.ASSIST))
+    question = await simulation.question()
+    assert await simulation.answer(question, Answer.REFUSE)
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(question.flow_run_id), Cancelling(), force=True)
+    await guarding
+
+    async def over() -> bool | None:
+        return (await ends(simulation))["recover"][1] in {StateType.CANCELLED, StateType.FAILED} or None
+
+    await until(over, "the end of the run")
