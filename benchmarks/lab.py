@@ -183,6 +183,8 @@ def lab(**settings: str) -> Iterator[Lab]:
             "TRAINGUARD_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
+            # docs/scaling.md: to mark a thousand queued runs as late is most of what SQLite's server chokes on.
+            "PREFECT_SERVER_SERVICES_LATE_RUNS_AFTER_SECONDS": "600",
             **settings,
         }
         with (
