@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 from contextlib import suppress
@@ -20,13 +21,14 @@ from trainguard.core.masking import mask
 OUTPUT_BYTES = 65_536
 """The end of a script's output that is kept."""
 _COMMAND = (
-    f'"$TRAINGUARD_SCRIPT" </dev/null 2>&1 | tail -c {OUTPUT_BYTES}; code=${{PIPESTATUS[0]}}; '
-    'if [ -n "$TRAINGUARD_MARK" ]; then '
-    'printf %s "$code" >"$TRAINGUARD_MARK.new" && mv "$TRAINGUARD_MARK.new" "$TRAINGUARD_MARK"; fi; exit "$code"'
+    f'"$TRAINGUARD_SCRIPT" </dev/null 2>&1 | tail -c {OUTPUT_BYTES} | base64; code=${{PIPESTATUS[0]}}; '
+    'if [ -n "$TRAINGUARD_MARK" ]; then { printf %s "$code" >"$TRAINGUARD_MARK.new" && '
+    'mv "$TRAINGUARD_MARK.new" "$TRAINGUARD_MARK"; } 2>/dev/null; fi; exit "$code"'
 )
 """The whole command: the script's path reaches the shell as a variable, never as text to be parsed.
 
-The mark tells a guard that comes after a dead one how the script ended.
+The mark tells a guard that comes after a dead one how the script ended. Base64, because prefect-shell makes a line
+break wherever a read ends: a secret in two halves would not be masked.
 """
 STOPPED = "stopped"
 """What the mark says of a script that was ended before its time."""
@@ -129,13 +131,20 @@ async def _run(operation: ShellOperation, timeout: float, mark: Path | None) -> 
             if not ended:
                 _kill_group(process.pid)
                 _leave(mark)
-        output = "\n".join(await process.afetch_result())
+        output = _decoded("".join(await process.afetch_result()))
     return ScriptResult(
         exit_code=process.return_code if ended else None,
         timed_out=not ended,
         seconds=monotonic() - started,
         output=mask(output),
     )
+
+
+def _decoded(output: str) -> str:
+    try:
+        return base64.b64decode(output).decode("utf-8", "replace").rstrip()
+    except ValueError:  # stopped in the middle
+        return ""
 
 
 def _leave(mark: Path | None) -> None:

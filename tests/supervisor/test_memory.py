@@ -45,7 +45,7 @@ def test_a_command_over_its_memory_limit_is_killed_and_counts_as_out_of_memory(
     assert seen["exit_code"] is None
     assert seen["oom_killed"] is True
     assert seen["memory_method"] == method
-    assert f"limit of {80 * MIB} bytes" in seen["reason"]
+    assert "limit of 80 MiB" in seen["reason"]
     assert ("killed with SIGKILL" in job.log()) == (method == "watchdog")
 
 
