@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from trainguard.core.errors import NotFoundError, UnreachableError
@@ -61,9 +62,10 @@ class ClusterApi:
     ) -> Object:
         """Read one page of a list."""
         path = kind.path(await self.version(kind), namespace)
-        return await self.kube.get(
-            path, limit=limit, labelSelector=labels, fieldSelector=fields, **{"continue": token}
-        )
+        with self._unless_gone(kind):
+            return await self.kube.get(
+                path, limit=limit, labelSelector=labels, fieldSelector=fields, **{"continue": token}
+            )
 
     async def _whole(self, kind: Kind, namespace: str, labels: str) -> list[Object]:
         items, token = list[Object](), ""
@@ -92,8 +94,18 @@ class ClusterApi:
         """Watch a kind from a resourceVersion on, for about so many seconds."""
         path = kind.path(await self.version(kind), namespace)
         timeout = int(seconds * random.uniform(0.8, 1.0))  # noqa: S311 - spreads load, no secret
-        async for event in self.kube.watch(path, opened, resourceVersion=version, timeoutSeconds=timeout):
-            yield event
+        with self._unless_gone(kind):
+            async for event in self.kube.watch(path, opened, resourceVersion=version, timeoutSeconds=timeout):
+                yield event
+
+    @contextlib.contextmanager
+    def _unless_gone(self, kind: Kind) -> Iterator[None]:
+        """Forget the version of a kind whose collection is not there: its operator went, or serves another."""
+        try:
+            yield
+        except NotFoundError:
+            self._versions.pop(kind.name, None)
+            raise
 
     async def patch(self, kind: Kind, obj: Object, change: Object, dry_run: bool = False) -> Object:
         """Merge-patch the object that was read, on condition that nobody changed it since."""

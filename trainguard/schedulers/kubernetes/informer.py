@@ -260,23 +260,19 @@ class Informer:
     def _keep(self, obj: Object) -> None:
         uid, key = reading.uid(obj), _key(obj)
         reading.meta(obj).pop("managedFields", None)  # half of an object's size, and nothing we read
-        if uid not in self._objects:
-            for word in self._keys(obj):
-                self._indexed[word].add(uid)
+        self._forget(uid)
+        for word in self._keys(obj):
+            self._indexed[word].add(uid)
         self._objects[uid] = obj
         self._names[key] = uid
         self._named = None
 
     def _drop(self, obj: Object) -> None:
         uid, key = reading.uid(obj), _key(obj)
-        self._objects.pop(uid, None)
+        self._forget(uid)
         self._named = None
         if self._names.get(key) == uid:
             del self._names[key]
-        for word in self._keys(obj):
-            self._indexed[word].discard(uid)
-            if not self._indexed[word]:
-                del self._indexed[word]
         reading.meta(obj).pop("managedFields", None)
         self._gone[uid] = obj
         self._gone_names[key] = uid
@@ -285,6 +281,14 @@ class Informer:
             self._gone.popitem(last=False)
         while len(self._gone_names) > KEPT:
             self._gone_names.popitem(last=False)
+
+    def _forget(self, uid: str) -> None:
+        """Take an object out, with the words under which it was kept: its newest state may have others."""
+        stored = self._objects.pop(uid, None)
+        for word in () if stored is None else self._keys(stored):
+            self._indexed[word].discard(uid)
+            if not self._indexed[word]:
+                del self._indexed[word]
 
     def _see(self, sight: Sight) -> None:
         self.sight = sight
