@@ -29,6 +29,13 @@ def controller(obj: Object) -> dict[str, str] | None:
     return None
 
 
+def _deployment(pod: Object, owner: Mapping[str, str]) -> str:
+    """Name the Deployment of a pod's ReplicaSet; empty for one that no Deployment made."""
+    name, _, suffix = str(owner.get("name")).rpartition("-")
+    made = (reading.meta(pod).get("labels") or {}).get("pod-template-hash") == suffix
+    return name if owner.get("kind") == "ReplicaSet" and made else ""
+
+
 def index_words(obj: Object) -> list[str]:
     """Give the words under which the jobs look for this pod or Job."""
     words = []
@@ -36,8 +43,9 @@ def index_words(obj: Object) -> list[str]:
     namespace = reading.meta(obj).get("namespace") or ""
     if owner is not None:
         words.append(str(owner.get("uid")))
-        if owner.get("kind") == "ReplicaSet":
-            words.append(f"Deployment:{namespace}/{str(owner.get('name')).rpartition('-')[0]}")
+        deployment = _deployment(obj, owner)
+        if deployment:
+            words.append(f"Deployment:{namespace}/{deployment}")
     labels = reading.meta(obj).get("labels") or {}
     for label, kinds in LABELS.items():
         if labels.get(label):
@@ -79,8 +87,8 @@ def labels_of(obj: Object) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(wanted.items()))
 
 
-def top_owner(obj: Object, parents: Mapping[str, Object]) -> tuple[str, str]:
-    """Climb from an object to the job that people know it by: (kind, name).
+def top_owner(obj: Object, parents: Mapping[str, Object]) -> tuple[str, str] | None:
+    """Climb from an object to the job that people know it by: (kind, name); None for somebody else's pod.
 
     `parents` holds what is in between by uid. The climb ends where a controller is no kind of ours; a
     ReplicaSet stands for the Deployment that its name tells, a RayCluster for its RayJob.
@@ -90,13 +98,28 @@ def top_owner(obj: Object, parents: Mapping[str, Object]) -> tuple[str, str]:
         owner = controller(obj)
         if owner is None:
             break
-        if owner["kind"] == "ReplicaSet":
-            return "Deployment", str(owner["name"]).rpartition("-")[0]
-        if owner["kind"] not in KINDS:
-            break
-        kind, name = owner["kind"], str(owner["name"])
+        found = _job_of(obj, owner, parents)
+        if found is None:
+            return None if kind == "Pod" else (kind, name)
+        kind, name = found
         parent = parents.get(str(owner["uid"]))
         if parent is None:
             break
         obj = parent
     return kind, name
+
+
+def _job_of(obj: Object, owner: Mapping[str, str], parents: Mapping[str, Object]) -> tuple[str, str] | None:
+    """Give the job that a controller is, or stands for; None where it is no kind of ours."""
+    kind, name = owner["kind"], str(owner["name"])
+    if kind == "ReplicaSet":
+        deployment = _deployment(obj, owner)
+        return ("Deployment", deployment) if deployment else None
+    if kind == "RayCluster":
+        namespace = reading.meta(obj).get("namespace")
+        jobs = (one for one in parents.values() if one.get("kind") == "RayJob")
+        named = (one for one in jobs if reading.status(one).get("rayClusterName") == name)
+        mine = (reading.name(one) for one in named if reading.meta(one).get("namespace") == namespace)
+        return next((("RayJob", one) for one in mine), None)
+    group = str(owner.get("apiVersion") or "").rpartition("/")[0]
+    return (kind, name) if kind in KINDS and KINDS[kind].group == group else None

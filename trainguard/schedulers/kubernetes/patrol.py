@@ -40,37 +40,46 @@ def parse_selector(text: str) -> Selector:
 
 async def discover(api: ClusterApi, selector: Selector) -> list[JobName]:
     """List the jobs. A kind that this user may not list is left out, unless none may be listed."""
-    objects, refused = list[Object](), list[AccessRefusedError]()
-    asked = dict.fromkeys((*selector.kinds, *_between(selector.kinds)))
-    for kind in asked:
+    listed, whole = await _listed(api, selector)
+    objects = [obj for found in listed.values() for obj in found]
+    parents = {reading.uid(obj): obj for obj in objects}
+    there = {(obj.get("kind"), reading.meta(obj).get("namespace"), reading.name(obj)) for obj in objects}
+    names = dict[str, JobName]()
+    for kind in selector.kinds:
+        for obj in listed.get(kind.name, ()):
+            namespace = str(reading.meta(obj).get("namespace"))
+            top = None if _not_a_job(obj, namespace, selector) else top_owner(obj, parents)
+            # a ReplicaSet outlives its Deployment where that is deleted without what it made
+            if top is not None and (top[0] not in whole or (top[0], namespace, top[1]) in there):
+                name = JobName(namespace, KINDS[top[0]], top[1])
+                names.setdefault(name.id, name)
+    return list(names.values())
+
+
+async def _listed(api: ClusterApi, selector: Selector) -> tuple[dict[str, list[Object]], set[str]]:
+    """List what is asked for and what lies between, by kind; and name the kinds that were listed whole."""
+    found, whole, refused = dict[str, list[Object]](), set[str](), list[AccessRefusedError]()
+    for kind in dict.fromkeys((*selector.kinds, *_between(selector.kinds))):
+        labels = selector.labels if kind in selector.kinds else ""
         try:
-            found = await api.list(
-                kind, selector.namespace, selector.labels if kind in selector.kinds else ""
-            )
+            found[kind.name] = await api.list(kind, selector.namespace, labels)
         except NotFoundError:
             continue
         except AccessRefusedError as error:
             refused.append(error)
             continue
-        objects += found
-    if refused and len(refused) == len(asked):
+        if not labels:
+            whole.add(kind.name)
+    if refused and not any(kind.name in found for kind in selector.kinds):
         raise refused[0]
-    parents = {reading.uid(obj): obj for obj in objects}
-    wanted = {kind.name for kind in selector.kinds}
-    names = dict[str, JobName]()
-    for obj in objects:
-        namespace = str(reading.meta(obj).get("namespace"))
-        if obj.get("kind") not in wanted or _not_a_job(obj, namespace, selector):
-            continue
-        kind_name, name = top_owner(obj, parents)
-        found_name = JobName(namespace, KINDS[kind_name], name)
-        names.setdefault(found_name.id, found_name)
-    return list(names.values())
+    return found, whole
 
 
 def _between(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     """Kinds to read as well, for the way from a pod to its top may lead over them."""
-    return (KINDS["Job"], KINDS["JobSet"]) if any(kind.name in ("Pod", "Job") for kind in kinds) else ()
+    names = {kind.name for kind in kinds}
+    between = ("Job", "JobSet", "RayJob", "Deployment") if "Pod" in names else ("Job", "JobSet")
+    return tuple(KINDS[name] for name in between) if names & {"Pod", "Job"} else ()
 
 
 def _not_a_job(obj: Object, namespace: str, selector: Selector) -> bool:
