@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.schedulers.kubernetes_fake import FakeKube
+from tests.schedulers.kubernetes_fake import Asked, FakeKube
 from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
-from trainguard.schedulers.kubernetes import sight
+from trainguard.schedulers.kubernetes import informer, sight
 from trainguard.schedulers.kubernetes.api import ClusterApi
+from trainguard.schedulers.kubernetes.kinds import KINDS
 from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.schedulers.kubernetes.sight import ClusterSight
 from trainguard.schedulers.kubernetes.store import ManifestStore
 
 Object = dict[str, Any]
+Rule = Callable[[Asked], tuple[int, str] | None]
+SETS = "/apis/apps/v1/namespaces/ml/statefulsets"
 JOBS, PODS, NODES = "/apis/batch/v1/namespaces/ml/jobs", "/api/v1/namespaces/ml/pods", "/api/v1/nodes"
 JOB = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Job/train"), name="train")
 NODE_LIMIT = 1.0
@@ -51,7 +54,7 @@ async def seen(
 ) -> AsyncIterator[ClusterSight]:
     monkeypatch.setattr(sight, "FRESH_SECONDS", 0.2)
     monkeypatch.setattr(sight, "REFRESH_PATIENCE", 0.5)
-    limits = Limits(node=NODE_LIMIT)
+    limits = Limits(node=NODE_LIMIT, ready=0.5)
     one = ClusterSight(ClusterApi(kube), "c", limits, 10.0, ManifestStore(tmp_path))
     yield one
     await one.close()
@@ -109,3 +112,54 @@ async def test_an_answer_that_can_not_be_understood_blinds_and_is_asked_for_agai
     async with asyncio.timeout(20):
         while (await look(seen)).liveness is not Liveness.RUNNING:
             await asyncio.sleep(0.1)
+
+
+def refuse_nodes(status: int, why: str) -> Rule:
+    return lambda asked: (status, why) if asked.path == NODES else None
+
+
+async def test_where_nodes_can_not_be_reached_a_pod_that_is_not_ready_may_be_on_a_dead_one(
+    kube: FakeKube, seen: ClusterSight
+) -> None:
+    kube.rules.append(refuse_nodes(503, "away"))
+    told = await look(seen)
+    assert (told.liveness, "nodes" in told.reason) == (Liveness.UNKNOWN, True)
+    kube.rules.clear()
+    sequence = -1
+    async with asyncio.timeout(20):
+        while (await look(seen)).native != "NodeLost":
+            sequence = await seen.wait(sequence, 1)
+
+
+async def test_where_nodes_can_not_be_reached_a_pod_that_is_ready_runs(
+    kube: FakeKube, seen: ClusterSight
+) -> None:
+    kube.rules.append(refuse_nodes(503, "away"))
+    kube.objects[f"{PODS}/train-1"]["status"] |= condition("True")
+    assert (await look(seen)).liveness is Liveness.RUNNING
+
+
+async def test_nodes_that_may_not_be_seen_are_held_against_nobody(kube: FakeKube, seen: ClusterSight) -> None:
+    kube.rules.append(refuse_nodes(403, 'nodes is forbidden: User "u" cannot list resource "nodes"'))
+    assert (await look(seen)).liveness is Liveness.RUNNING
+
+
+async def test_a_statefulset_that_may_make_no_pod_is_stuck_and_one_that_was_just_changed_is_not(
+    kube: FakeKube, seen: ClusterSight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sight, "REUSE_SECONDS", 0.0)
+    monkeypatch.setattr(informer, "REFRESH_SECONDS", 0.0)
+    status = {"observedGeneration": 1}
+    meta = {"name": "train", "namespace": "ml", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"}
+    kube.add(SETS, {"metadata": meta, "spec": {"replicas": 1}, "status": status})
+    job = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/StatefulSet/train"), name="train")
+
+    async def told() -> Observation:
+        return (await seen.observe([job]))[job.ref]
+
+    assert not (await told()).stuck
+    await asyncio.sleep(0.7)
+    assert "quota" in (await told()).stuck
+    kube.add(SETS, {"metadata": {**meta, "uid": "uid-other"}, "spec": {"replicas": 1}, "status": status})
+    await seen.informer(KINDS["StatefulSet"], "ml").refresh(5)
+    assert not (await told()).stuck

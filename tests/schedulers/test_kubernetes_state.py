@@ -325,6 +325,41 @@ def test_a_workload_that(
     assert (told.liveness, told.native) == (liveness, native)
 
 
+def counting(kind: str) -> Object:
+    """Two pods are wanted and none is ready."""
+    return thing(kind, {"replicas": 2}, observedGeneration=1, desiredNumberScheduled=2)
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet"])
+@pytest.mark.parametrize(
+    ("pods", "ago", "liveness", "stuck"),
+    [
+        ((), None, Liveness.PENDING, False),
+        ((), 5, Liveness.PENDING, False),
+        ((), 100, Liveness.PENDING, True),
+        ((pod(state=running(), deleting=True),), 100, Liveness.PENDING, False),
+        (None, None, Liveness.PENDING, False),
+        (None, 5, Liveness.PENDING, False),
+        (None, 100, Liveness.FAILED, False),
+    ],
+    ids=[
+        "no look before",
+        "just now",
+        "for long",
+        "the last one leaves",
+        "unread",
+        "unread now",
+        "unread long",
+    ],
+)
+def test_a_workload_without_a_pod_to_look_at_is_judged_by_how_long_it_stays_so(
+    kind: str, pods: tuple[Object, ...] | None, ago: float | None, liveness: Liveness, stuck: bool
+) -> None:
+    """These kinds do not say when they were rolled or scaled: what is old may be as it is since a moment ago."""
+    told = read_job(counting(kind), Scene(NOW, pods, since=None if ago is None else NOW - ago))
+    assert (told.liveness, "quota" in told.stuck) == (liveness, stuck)
+
+
 HISTORY = [true("Created", "JobCreated"), {**true("Running", "JobRunning"), "status": "False"}]
 OPERATORS = [
     ("is created", [true("Created")], {}, (), Liveness.PENDING, "Created", False),
@@ -359,6 +394,84 @@ def test_an_operators_job_that(
     status: Object = {"conditions": conditions, **({"replicaStatuses": replicas} if replicas else {})}
     told = read(thing(kind, **status), *pods)
     assert (told.liveness, told.native, told.restart_underway) == (liveness, native, underway)
+
+
+def made_by(maker: str, made: Object) -> Object:
+    owner = {"kind": maker, "name": "t-0", "uid": "m1", "controller": True}
+    made["metadata"]["ownerReferences"] = [owner]
+    return made
+
+
+def looping(maker: str) -> Object:
+    state = waiting("CrashLoopBackOff")
+    return made_by(maker, pod(state=state, restarts=3, policy="OnFailure", ready=False))
+
+
+RETRIES = [
+    ("a launcher's Job counts", "MPIJob", {}, looping("Job"), True),
+    ("a JobSet's Job counts", "JobSet", {}, looping("Job"), True),
+    ("a TrainJob's Job counts", "TrainJob", {}, looping("Job"), True),
+    ("the operator counts to more", "PyTorchJob", {"runPolicy": {"backoffLimit": 4}}, looping("PyTorchJob"), True),
+    ("the operator has counted up", "PyTorchJob", {"runPolicy": {"backoffLimit": 3}}, looping("PyTorchJob"), False),
+    ("nobody counts", "PyTorchJob", {}, looping("PyTorchJob"), False),
+    ("nobody counts a worker's", "MPIJob", {}, looping("MPIJob"), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "kind", "spec", "one", "left"), RETRIES, ids=[row[0] for row in RETRIES])
+def test_a_crash_loop_of_an_operators_job_is_left_to_it_where(
+    case: str, kind: str, spec: Object, one: Object, left: bool
+) -> None:
+    told = read(thing(kind, spec), one)
+    assert told.native == "CrashLoopBackOff"
+    assert (told.liveness, told.restart_underway) == (
+        (Liveness.PENDING, True) if left else (Liveness.FAILED, False)
+    )
+    assert "restarted 3 time(s)" in told.warning
+
+
+def test_a_node_that_is_lost_under_an_operators_job_is_not_left_to_its_retries() -> None:
+    told = read(
+        thing("JobSet"), made_by("Job", pod(state=running(), ready=False)), nodes={"n1": node("Unknown", 300)}
+    )
+    assert (told.liveness, told.native) == (Liveness.FAILED, "NodeLost")
+
+
+UNSAID = [
+    ("failed", (pod("Failed", ended(3, ago=100), policy="OnFailure"),), Liveness.FAILED, 3),
+    ("failed a moment ago", (pod("Failed", ended(3, ago=5)),), Liveness.RUNNING, None),
+    ("failed in a Job", (made_by("Job", pod("Failed", ended(3, ago=100))),), Liveness.UNKNOWN, None),
+    ("succeeded", (pod("Succeeded", ended(0, ago=100)),), Liveness.UNKNOWN, None),
+    ("partly succeeded", (pod("Failed", ended(3, ago=100)), pod("Succeeded")), Liveness.UNKNOWN, None),
+    ("failed and one still runs", (pod("Failed", ended(3, ago=100)), UP), Liveness.RUNNING, None),
+]
+
+
+@pytest.mark.parametrize(("case", "pods", "liveness", "code"), UNSAID, ids=[row[0] for row in UNSAID])
+def test_where_the_operator_is_down_pods_that(
+    case: str, pods: tuple[Object, ...], liveness: Liveness, code: int | None
+) -> None:
+    """It still counts active replicas, though nobody is left who would count."""
+    told = read(
+        thing("PyTorchJob", conditions=[true("Running")], replicaStatuses={"Worker": {"active": 1}}), *pods
+    )
+    assert (told.liveness, told.exit_code) == (liveness, code)
+
+
+@pytest.mark.parametrize("word", ["PENDING", "RUNNING"])
+def test_a_ray_job_on_a_node_that_is_lost_is_lost(word: str) -> None:
+    job, one = thing("RayJob", jobStatus=word, jobId="s1"), pod(state=running(), ready=False)
+    for since, liveness in ((10, Liveness.UNKNOWN), (300, Liveness.FAILED)):
+        told = read(job, one, nodes={"n1": node("Unknown", since)})
+        assert (told.liveness, told.native, told.bad_nodes) == (liveness, "NodeLost", ("n1",))
+        assert token_of(job, told) == "u1/s1"
+    assert read(job, UP, nodes={"n1": node()}).liveness.value == word.lower()
+
+
+def test_a_ray_worker_that_loops_is_rays_to_replace_and_told_as_a_warning() -> None:
+    told = read(thing("RayJob", jobStatus="RUNNING"), UP, looping("RayCluster"))
+    assert (told.liveness, told.native) == (Liveness.RUNNING, "RUNNING")
+    assert "CrashLoopBackOff" in told.warning
 
 
 @pytest.mark.parametrize(("word", "liveness"), [*RAY_STATES.items(), ("MELTING", Liveness.UNKNOWN)])
@@ -398,10 +511,23 @@ def test_an_object_that_somebody_deletes_is_stopped_and_one_that_a_guard_deletes
     assert read(obj).liveness is Liveness.STOPPED
 
 
-def test_a_cancelled_job_is_stopped() -> None:
+def test_a_cancelled_job_is_stopped_until_its_owner_resumes_it() -> None:
     obj = thing("Job", {"parallelism": 0})
     obj["metadata"]["annotations"] = {"trainguard.dev/cancelled": "tg-1"}
     assert read(obj).liveness is Liveness.STOPPED
+    obj["spec"]["parallelism"] = 1
+    assert read(obj, pod(state=running())).liveness is Liveness.RUNNING
+    obj["metadata"]["annotations"]["trainguard.dev/hold"] = "true"
+    assert read(obj, pod(state=running())).liveness is Liveness.RUNNING
+
+
+@pytest.mark.parametrize("hold", ["true", "false"])
+@pytest.mark.parametrize("kind", ["Job", "JobSet"])
+def test_a_job_that_is_held_and_suspended_waits_for_nothing(kind: str, hold: str) -> None:
+    obj = thing(kind, {"suspend": True})
+    obj["metadata"]["annotations"] = {"trainguard.dev/hold": hold}
+    told = read(obj)
+    assert (told.native, told.stuck, told.restart_underway) == ("Suspended", "", False)
 
 
 def test_a_rollout_is_another_incarnation_and_scaling_a_deployment_is_not() -> None:

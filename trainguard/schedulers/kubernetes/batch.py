@@ -34,8 +34,8 @@ def read_batch_job(job: Object, scene: Scene) -> Reading:
             return _decided(word, liveness, found, views, scene)
     if reading.deleting(job):
         return Reading(Liveness.STOPPED, "Deleting", "deleted by somebody", nodes=nodes_of(views))
-    why = reading.held(job)
-    if why and not reading.notes(job).get(reading.HOLD):
+    why = reading.suspended(job)
+    if why:
         return Reading(Liveness.PENDING, "Suspended", why, nodes=nodes_of(views))
     failed = reading.count(reading.status(job), "failed")
     if failed and scene.limits.failed_pod_is_failure:

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes import reading
+from trainguard.schedulers.kubernetes.ownership import controller
 from trainguard.schedulers.kubernetes.pod_group import bad_nodes, failed_first, read_group, with_exit
-from trainguard.schedulers.kubernetes.pods import PodView, nodes_of, read_pods
+from trainguard.schedulers.kubernetes.pods import CRASH_LOOP, NODE_LOST, PodView, nodes_of, read_pods
 from trainguard.schedulers.kubernetes.reading import Reading, Scene
 from trainguard.transports.kube import Object
 
@@ -72,14 +73,14 @@ def _ended(obj: Object, views: Sequence[PodView], scene: Scene) -> Reading | Non
 def _going(obj: Object, views: Sequence[PodView], scene: Scene) -> Reading:
     if reading.deleting(obj):
         return Reading(Liveness.STOPPED, "Deleting", "deleted by somebody", nodes=nodes_of(views))
-    why = reading.held(obj)
-    if (why and not reading.notes(obj).get(reading.HOLD)) or reading.holds(obj, "Suspended"):
+    why = reading.suspended(obj)
+    if why or reading.holds(obj, "Suspended"):
         return Reading(Liveness.PENDING, "Suspended", why or "condition Suspended", nodes=nodes_of(views))
     group = read_group(views, scene)
     if reading.holds(obj, "Restarting") is not None:
         return _left_to_operator(group, "Restarting")
     if scene.pods and group.liveness is Liveness.FAILED:
-        return group
+        return _left_to_operator(group, CRASH_LOOP) if _retried(obj, group, views, scene) else group
     idle = _idle(obj, scene)
     if idle:
         return with_exit(
@@ -90,7 +91,38 @@ def _going(obj: Object, views: Sequence[PodView], scene: Scene) -> Reading:
         return group
     if views and reading.count(reading.spec(obj).get("failurePolicy") or {}, "maxRestarts"):
         return _left_to_operator(group, "Restarting")  # a JobSet between two rounds
-    return _by_conditions(obj, group)
+    return _unsaid(obj, group, views, scene) or _by_conditions(obj, group)
+
+
+def _retried(obj: Object, group: Reading, views: Sequence[PodView], scene: Scene) -> bool:
+    """Tell crash loops that somebody ends, by a condition, from those that would go on for ever.
+
+    A Job below counts its pods' restarts against its backoffLimit, kubeflow.org's operator against its own.
+    """
+    if group.native != CRASH_LOOP:
+        return False
+    looping = {view.uid for view in views if view.looping and view.alive}
+    makers = [controller(pod) or {} for pod in scene.pods or () if reading.uid(pod) in looping]
+    limit = reading.count(reading.spec(obj).get("runPolicy") or {}, "backoffLimit")
+    return (
+        all(maker.get("kind") == "Job" for maker in makers)
+        or sum(view.restarts for view in views if view.alive) < limit
+    )
+
+
+def _unsaid(obj: Object, group: Reading, views: Sequence[PodView], scene: Scene) -> Reading | None:
+    """All pods ended a while ago, but active ones are still counted: the operator may be down."""
+    if not _active(obj) or not views or any(view.deleting for view in views):
+        return None
+    ago = scene.now - max(view.at for view in views)
+    if ago <= scene.limits.idle:
+        return None
+    reason = f"all pods ended {ago:.0f} s ago and the operator has not said so"
+    told = replace(group, liveness=Liveness.UNKNOWN, native="NoActiveReplicas", reason=reason)
+    retried = any((controller(pod) or {}).get("kind") == "Job" for pod in scene.pods or ())
+    if retried or any(view.liveness is Liveness.SUCCEEDED for view in views):
+        return told  # a Job may pause between retries; whether one success is enough is the operator's to say
+    return with_exit(replace(told, liveness=Liveness.FAILED), failed_first(views))
 
 
 def _left_to_operator(group: Reading, native: str) -> Reading:
@@ -160,7 +192,15 @@ def read_ray_job(obj: Object, scene: Scene) -> Reading:
         return replace(base, restart_underway=deployment == "Retrying")
     if base.liveness is Liveness.FAILED and restarts <= reading.count(reading.spec(obj), "backoffLimit") - 1:
         return replace(base, liveness=Liveness.PENDING, restart_underway=True)
-    if base.liveness is Liveness.PENDING and views:
-        group = read_group(views, scene)
-        return replace(base, stuck=group.stuck, warning=group.warning)
+    if base.liveness in (Liveness.PENDING, Liveness.RUNNING) and views:
+        return _with_pods(base, read_group(views, scene))
     return base
+
+
+def _with_pods(base: Reading, group: Reading) -> Reading:
+    """Add what the pods of its cluster say: a node that is lost; a pod that crashes is Ray's to replace."""
+    if group.native == NODE_LOST:
+        return replace(group, generation=base.generation, restarts=base.restarts)
+    trouble = group.reason if group.liveness is Liveness.FAILED else ""
+    warning = "; ".join(reading.distinct((trouble, group.warning)))
+    return replace(base, stuck=group.stuck if base.liveness is Liveness.PENDING else "", warning=warning)

@@ -117,7 +117,9 @@ def read_pod(pod: Object, scene: Scene) -> PodView:
         ended=ended,
         deleting=reading.deleting(pod),
         ready=up,
-        at=_finished(last) or reading.created(pod),
+        at=_finished(last)
+        or (ended and reading.since(reading.condition(pod, "Ready")))
+        or reading.created(pod),
     )
 
 

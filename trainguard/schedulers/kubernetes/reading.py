@@ -73,6 +73,8 @@ class Scene:
     nodes: dict[str, Object] | None = None
     """By name; None means that nodes can't be read."""
     limits: Limits = field(default_factory=Limits)
+    since: float | None = None
+    """Since when the object was seen unchanged and without a pod; None where nobody kept looking."""
 
 
 def seconds(text: object) -> float | None:
@@ -163,8 +165,11 @@ def fences(obj: Object) -> tuple[str, ...]:
 
 def held(obj: Object) -> str:
     """Say how the owner holds the job; empty if not."""
-    if notes(obj).get(HOLD, "false") != "false":
-        return f"annotation {HOLD}"
+    return f"annotation {HOLD}" if notes(obj).get(HOLD, "false") != "false" else suspended(obj)
+
+
+def suspended(obj: Object) -> str:
+    """Say which field keeps the job from running; empty if none does."""
     if spec(obj).get("suspend") is True:
         return "spec.suspend"
     if (spec(obj).get("runPolicy") or {}).get("suspend") is True:

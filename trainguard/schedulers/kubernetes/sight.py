@@ -60,6 +60,13 @@ class _Kept:
             one is other for one, other in zip(before, after, strict=True)
         )
 
+    def since(self, obj: Object, scene: Scene) -> float:
+        """Since when the object has been as it is, without a pod."""
+        before, after = reading.meta(self.obj), reading.meta(obj)
+        same = all(before.get(key) == after.get(key) for key in ("uid", "resourceVersion"))
+        bare = not self.scene.pods and not scene.pods
+        return scene.now if self.scene.since is None or not (same and bare) else self.scene.since
+
 
 class ClusterSight:
     """The shared watch of one cluster."""
@@ -207,11 +214,15 @@ class ClusterSight:
         has happened since is that time has passed: then it must be asked first.
         """
         obj = self._speaker(name, obj)
-        scene = self.scene(obj)
         kept = self._read.get(ref)
+        scene = self.scene(obj)
+        scene = replace(scene, since=scene.now if kept is None else kept.since(obj, scene))
         if kept is not None and kept.still(obj, scene):
             return kept.observation.model_copy(update={"at": scene.now})
         told = read_job(obj, scene)
+        dark = self._dark(obj, scene, told)
+        if dark:
+            return self._unknown(ref, dark)
         heard = min((one.heard for one in self._sources(name)), default=scene.now)
         if scene.now - heard > FRESH_SECONDS:
             then = read_job(obj, replace(scene, now=heard))
@@ -224,6 +235,15 @@ class ClusterSight:
         while len(self._last) > REMEMBERED:
             self._read.pop(self._last.popitem(last=False)[0], None)
         return made
+
+    def _dark(self, obj: Object, scene: Scene, told: Reading) -> str:
+        """Say why nodes can't be seen where that matters; those that may not be seen are held against nobody."""
+        nodes = self.informer(NODE, "")
+        if scene.nodes is not None or nodes.sight is Sight.FORBIDDEN:
+            return ""
+        if _verdict(read_job(obj, replace(scene, nodes={}))) == _verdict(told):
+            return ""  # it would be the same if none of its nodes were there
+        return f"nodes: {nodes.error or 'the watch is being opened again'}"
 
     def _speaker(self, name: JobName, obj: Object) -> Object:
         """A CronJob is what its newest Job is."""

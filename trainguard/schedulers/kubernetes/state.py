@@ -34,7 +34,10 @@ READERS: dict[str, Callable[[Object, Scene], Reading]] = {
 def read_job(obj: Object, scene: Scene) -> Reading:
     """Read any guarded object. `obj["kind"]` must be set: list items come without it."""
     told = READERS[str(obj.get("kind"))](obj, scene)
-    if reading.notes(obj).get(reading.CANCELLED) and not told.liveness.terminal:
+    cancelled = reading.notes(obj).get(reading.CANCELLED) and reading.suspended(
+        obj
+    )  # else its owner resumed it
+    if cancelled and not told.liveness.terminal:
         return _with(told, Liveness.STOPPED, "Cancelled")
     if reading.deleting(obj) and _to_be_remade(obj):
         return Reading(Liveness.PENDING, "Recreating", nodes=told.nodes, restart_underway=True)

@@ -125,9 +125,10 @@ def _down(
     if any(view.ready and view.alive for view in views):
         # the pods are ahead of the counters, or not yet ready for long enough (minReadySeconds)
         return replace(group, liveness=Liveness.RUNNING, native="Ready")
-    if scene.pods is not None and not any(view.alive for view in views) and obj.get("kind") != "Deployment":
-        # scaled a moment ago, or forbidden by a quota: these kinds do not say since when
-        return replace(group, liveness=Liveness.PENDING, warning=f"no pod exists of {counters.wanted} wanted")
+    if obj.get("kind") != "Deployment" and not any(view.alive for view in views):
+        told = _without_pods(group, views, scene, counters)
+        if told is not None:
+            return told
     if scene.now - _settled_at(obj, scene) <= scene.limits.ready:
         return replace(group, liveness=Liveness.PENDING, native=group.native if group.stuck else "Starting")
     if group.restart_underway:
@@ -138,6 +139,23 @@ def _down(
     last = next((view for view in reversed(views) if view.exit_code is not None), None)
     reason = group.stuck or group.reason or f"none of {counters.wanted} replicas is up"
     return with_exit(replace(group, liveness=Liveness.FAILED, native=native, reason=reason, stuck=""), last)
+
+
+def _without_pods(
+    group: Reading, views: tuple[PodView, ...], scene: Scene, counters: _Counters
+) -> Reading | None:
+    """A StatefulSet or DaemonSet without a pod that can be seen: it does not say since when. None: for long."""
+    waited = 0.0 if scene.since is None else scene.now - scene.since
+    settled = waited > scene.limits.ready
+    if scene.pods is None:
+        return None if settled else replace(group, liveness=Liveness.PENDING, warning="pods can't be read")
+    stuck = f"no pod was made for {waited:.0f} s: quota or admission may forbid it"
+    return replace(
+        group,
+        liveness=Liveness.PENDING,
+        warning=f"no pod exists of {counters.wanted} wanted",
+        stuck=stuck if settled and not views else "",
+    )
 
 
 def _settled_at(obj: Object, scene: Scene) -> float:
