@@ -16,7 +16,7 @@ from trainguard.core.job import Job, JobRef
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.kubernetes import informer, sight
 from trainguard.schedulers.kubernetes.api import ClusterApi
-from trainguard.schedulers.kubernetes.kinds import KINDS
+from trainguard.schedulers.kubernetes.kinds import KINDS, NODE
 from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.schedulers.kubernetes.sight import ClusterSight
 from trainguard.schedulers.kubernetes.store import ManifestStore
@@ -58,6 +58,13 @@ async def seen(
     one = ClusterSight(ClusterApi(kube), "c", limits, 10.0, ManifestStore(tmp_path))
     yield one
     await one.close()
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists again whenever it is asked to, and reads again at every look."""
+    monkeypatch.setattr(informer, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(sight, "REUSE_SECONDS", 0.0)
 
 
 async def look(seen: ClusterSight) -> Observation:
@@ -144,11 +151,36 @@ async def test_nodes_that_may_not_be_seen_are_held_against_nobody(kube: FakeKube
     assert (await look(seen)).liveness is Liveness.RUNNING
 
 
-async def test_a_statefulset_that_may_make_no_pod_is_stuck_and_one_that_was_just_changed_is_not(
-    kube: FakeKube, seen: ClusterSight, monkeypatch: pytest.MonkeyPatch
+async def test_a_pod_that_went_with_its_node_was_stopped_by_nobody_and_one_that_somebody_deleted_stays_stopped(
+    kube: FakeKube, seen: ClusterSight, eager: None
 ) -> None:
-    monkeypatch.setattr(sight, "REUSE_SECONDS", 0.0)
-    monkeypatch.setattr(informer, "REFRESH_SECONDS", 0.0)
+    job = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Pod/train-1"), name="train")
+
+    async def told() -> Observation:
+        return (await seen.observe([job]))[job.ref]
+
+    async def without(path: str) -> None:
+        del kube.objects[path]
+        for kind in (KINDS["Pod"], NODE):
+            await seen.informer(kind, "" if kind is NODE else "ml").refresh(5)
+
+    one = kube.objects[f"{PODS}/train-1"]
+    one["status"] |= condition("True")
+    assert (await told()).liveness is Liveness.RUNNING
+    await without(f"{PODS}/train-1")
+    assert (await told()).liveness is Liveness.STOPPED
+    await without(f"{NODES}/n1")
+    assert (await told()).liveness is Liveness.STOPPED
+    kube.add(PODS, {**one, "metadata": {**one["metadata"], "uid": "another"}})
+    await seen.informer(KINDS["Pod"], "ml").refresh(5)
+    assert (await told()).liveness is Liveness.RUNNING
+    await without(f"{PODS}/train-1")
+    assert ((await told()).liveness, (await told()).native) == (Liveness.FAILED, "NodeLost")
+
+
+async def test_a_statefulset_that_may_make_no_pod_is_stuck_and_one_that_was_just_changed_is_not(
+    kube: FakeKube, seen: ClusterSight, eager: None
+) -> None:
     status = {"observedGeneration": 1}
     meta = {"name": "train", "namespace": "ml", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"}
     kube.add(SETS, {"metadata": meta, "spec": {"replicas": 1}, "status": status})

@@ -360,6 +360,16 @@ def test_a_workload_without_a_pod_to_look_at_is_judged_by_how_long_it_stays_so(
     assert (told.liveness, "quota" in told.stuck) == (liveness, stuck)
 
 
+def test_a_workload_whose_controller_says_nothing_while_it_may_make_no_pod_is_stuck() -> None:
+    """1.20's StatefulSet controller writes no status when a pod is refused."""
+    obj = counting("StatefulSet")
+    obj["metadata"]["generation"] = 2
+    for ago, stuck in ((5, False), (100, True)):
+        told = read_job(obj, Scene(NOW, (), since=NOW - ago))
+        assert (told.native, "quota" in told.stuck) == ("NotYetObserved", stuck)
+    assert not read_job(obj, Scene(NOW, (UP,), since=NOW - 100)).stuck
+
+
 HISTORY = [true("Created", "JobCreated"), {**true("Running", "JobRunning"), "status": "False"}]
 OPERATORS = [
     ("is created", [true("Created")], {}, (), Liveness.PENDING, "Created", False),

@@ -41,19 +41,25 @@ def parse_selector(text: str) -> Selector:
 async def discover(api: ClusterApi, selector: Selector) -> list[JobName]:
     """List the jobs. A kind that this user may not list is left out, unless none may be listed."""
     listed, whole = await _listed(api, selector)
-    objects = [obj for found in listed.values() for obj in found]
-    parents = {reading.uid(obj): obj for obj in objects}
-    there = {(obj.get("kind"), reading.meta(obj).get("namespace"), reading.name(obj)) for obj in objects}
+    parents = {reading.uid(obj): obj for found in listed.values() for obj in found}
+    deployments = {_place(obj) for obj in listed.get("Deployment", ())}
     names = dict[str, JobName]()
     for kind in selector.kinds:
         for obj in listed.get(kind.name, ()):
-            namespace = str(reading.meta(obj).get("namespace"))
+            namespace = _place(obj)[0]
             top = None if _not_a_job(obj, namespace, selector) else top_owner(obj, parents)
+            if top is None:
+                continue
+            name = JobName(namespace, KINDS[top[0]], top[1])
             # a ReplicaSet outlives its Deployment where that is deleted without what it made
-            if top is not None and (top[0] not in whole or (top[0], namespace, top[1]) in there):
-                name = JobName(namespace, KINDS[top[0]], top[1])
+            known = name.kind.name != "Deployment" or (name.namespace, name.name) in deployments
+            if known or "Deployment" not in whole:
                 names.setdefault(name.id, name)
     return list(names.values())
+
+
+def _place(obj: Object) -> tuple[str, str]:
+    return str(reading.meta(obj).get("namespace")), reading.name(obj)
 
 
 async def _listed(api: ClusterApi, selector: Selector) -> tuple[dict[str, list[Object]], set[str]]:

@@ -17,7 +17,9 @@ from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.batch import newest_job
 from trainguard.schedulers.kubernetes.informer import Informer, Sight
 from trainguard.schedulers.kubernetes.kinds import KINDS, NODE, JobName, Kind, parse_job_id
+from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import index_words, job_words, own_pods
+from trainguard.schedulers.kubernetes.pods import NODE_LOST
 from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
 from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
@@ -261,25 +263,30 @@ class ClusterSight:
                 job=ref, at=time.time(), source=str(informer.sight), liveness=Liveness.GONE, native="NotFound"
             )
         uid, last = self._last.get(ref, ("", None))
-        if (
-            last is not None
-            and uid == reading.uid(gone)
-            and last.liveness in (Liveness.SUCCEEDED, Liveness.FAILED)
-        ):
+        if last is not None and uid == reading.uid(gone) and last.liveness.terminal:
             # a finished object may be removed by its time to live
             return last.model_copy(
                 update={"at": time.time(), "reason": f"{last.reason}; the object was removed"}
             )
-        told = read_job(gone, self.scene(gone))
+        scene = self.scene(gone)
+        told = read_job(gone, scene)
         if told.native == "Recreating":
             due = (reading.seconds(reading.meta(gone).get("deletionTimestamp")) or 0) + RECREATE_SECONDS
             if time.time() < due:
                 return self._recreating(ref)
-        if not told.liveness.terminal:
-            told = replace(
-                told, liveness=Liveness.STOPPED, native="Deleted", restart_underway=False, stuck=""
-            )
-        return self._observation(ref, name, gone, told, str(informer.sight), ())
+        if _collected(gone, scene) and told.liveness in (
+            Liveness.PENDING,
+            Liveness.RUNNING,
+            Liveness.STOPPED,
+        ):
+            why = f"removed with its node {reading.spec(gone)['nodeName']}"
+            told = replace(told, liveness=Liveness.FAILED, native=NODE_LOST, reason=why)
+        elif not told.liveness.terminal:
+            told = replace(told, liveness=Liveness.STOPPED, native="Deleted")
+        told = replace(told, restart_underway=False, stuck="")
+        made = self._observation(ref, name, gone, told, str(informer.sight), ())
+        self._last[ref] = (reading.uid(gone), made)
+        return made
 
     def _recreating(self, ref: JobRef) -> Observation:
         return Observation(
@@ -347,3 +354,10 @@ class ClusterSight:
 
 def _verdict(told: Reading) -> tuple[Liveness, bool, bool]:
     return told.liveness, bool(told.stuck), told.restart_underway
+
+
+def _collected(gone: Object, scene: Scene) -> bool:
+    """Tell a pod that the cluster removed because its node is no more: without grace, for no kubelet could give any."""
+    node = str(reading.spec(gone).get("nodeName") or "")
+    hasty = not reading.meta(gone).get("deletionGracePeriodSeconds")
+    return gone.get("kind") == "Pod" and bool(node) and hasty and read_node(scene.nodes, node).fenced

@@ -89,7 +89,9 @@ def _read(obj: Object, scene: Scene, counters: _Counters) -> Reading:
         return _none_wanted(obj, group)
     observed = reading.count(reading.status(obj), "observedGeneration", -1)
     if observed < reading.count(reading.meta(obj), "generation"):
-        return replace(group, liveness=Liveness.PENDING, native="NotYetObserved", stuck="")
+        # some controllers write nothing at all while they fail to make a pod
+        stuck = "" if views or scene.pods is None else _none_made(scene)
+        return replace(group, liveness=Liveness.PENDING, native="NotYetObserved", stuck=stuck)
     if counters.up > 0:
         return _up(group, views, counters)
     return _down(obj, group, views, scene, counters)
@@ -145,17 +147,18 @@ def _without_pods(
     group: Reading, views: tuple[PodView, ...], scene: Scene, counters: _Counters
 ) -> Reading | None:
     """A StatefulSet or DaemonSet without a pod that can be seen: it does not say since when. None: for long."""
-    waited = 0.0 if scene.since is None else scene.now - scene.since
-    settled = waited > scene.limits.ready
+    stuck = _none_made(scene)
     if scene.pods is None:
-        return None if settled else replace(group, liveness=Liveness.PENDING, warning="pods can't be read")
-    stuck = f"no pod was made for {waited:.0f} s: quota or admission may forbid it"
-    return replace(
-        group,
-        liveness=Liveness.PENDING,
-        warning=f"no pod exists of {counters.wanted} wanted",
-        stuck=stuck if settled and not views else "",
-    )
+        return None if stuck else replace(group, liveness=Liveness.PENDING, warning="pods can't be read")
+    warning = f"no pod exists of {counters.wanted} wanted"
+    return replace(group, liveness=Liveness.PENDING, warning=warning, stuck="" if views else stuck)
+
+
+def _none_made(scene: Scene) -> str:
+    """Say for how long nothing has changed and no pod was made; empty where that is not long."""
+    waited = 0.0 if scene.since is None else scene.now - scene.since
+    patient = waited <= scene.limits.ready
+    return "" if patient else f"no pod was made for {waited:.0f} s: quota or admission may forbid it"
 
 
 def _settled_at(obj: Object, scene: Scene) -> float:
