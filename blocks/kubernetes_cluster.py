@@ -68,7 +68,8 @@ class KubernetesCluster(SchedulerBlock):
     namespace: str = Field(default="default", description="Namespace of jobs that name none.")
     manifests: list[str] = Field(
         default_factory=list,
-        description="Manifests of jobs, as YAML or JSON text or as paths: what to make them again from once they are gone.",
+        description="Manifests of jobs, as YAML or JSON text or as paths, for the server to judge when the job is "
+        "validated. Nothing is made from them: a job is made again from what the cluster has of it.",
     )
     volumes: dict[str, str] = Field(
         default_factory=dict,

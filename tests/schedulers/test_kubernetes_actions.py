@@ -11,7 +11,7 @@ import pytest
 
 from tests.schedulers.kubernetes_fake import Asked, FakeKube
 from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
-from trainguard.core.errors import RefusedError, UnreachableError
+from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Liveness
 from trainguard.schedulers.kubernetes.actions import Actions
@@ -39,7 +39,7 @@ class Process:
         self.store = ManifestStore(folder)
         self.api = ClusterApi(kube)
         self.sight = ClusterSight(self.api, "c", Limits(), 10.0, self.store)
-        self.actions = Actions(self.api, self.sight, self.store, {}, Limits(), deadline)
+        self.actions = Actions(self.api, self.sight, self.store, Limits(), deadline)
 
 
 @pytest.fixture
@@ -296,7 +296,7 @@ def deployment() -> Object:
 async def test_what_its_owner_changes_during_a_rollout_restart_is_not_undone(
     kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainguard.schedulers.kubernetes.actions.REVISION_SECONDS", 0.1)
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.change.REVISION_SECONDS", 0.1)
     kube.add(DEPLOYMENTS, deployment())
     path = f"{DEPLOYMENTS}/train"
 
@@ -389,7 +389,7 @@ async def test_what_has_come_back_since_the_guard_last_saw_it_is_not_restarted(
 async def test_what_runs_and_is_seen_to_run_can_be_restarted_for_a_stall(
     kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainguard.schedulers.kubernetes.actions.REVISION_SECONDS", 0.1)
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.change.REVISION_SECONDS", 0.1)
     kube.add(DEPLOYMENTS, deployment())
     kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
     kube.add(PODS, replica({"running": {"startedAt": "2026-01-01T00:00:00Z"}}))
@@ -409,7 +409,12 @@ def replica(state: Object) -> Object:
     up = {"type": "Ready", "status": "True" if "running" in state else "False"}
     container = {"name": "main", "restartCount": 5, "state": state}
     return {
-        "metadata": {"name": "train-1-a", "namespace": "ml", "ownerReferences": [owner]},
+        "metadata": {
+            "name": "train-1-a",
+            "namespace": "ml",
+            "labels": {"pod-template-hash": "1"},
+            "ownerReferences": [owner],
+        },
         "spec": {"nodeName": "n1", "restartPolicy": "Always"},
         "status": {"phase": "Running", "conditions": [up], "containerStatuses": [container]},
     }
@@ -456,3 +461,357 @@ async def test_what_was_kept_of_an_earlier_object_says_nothing_of_a_later_one(
     assert process.sight.being_remade("ml/Job/train")
     assert process.sight.being_remade("ml/Job/train", "old")
     assert not process.sight.being_remade("ml/Job/train", "made by hand since")
+
+
+def cron_with_job(kube: FakeKube, **spec: Any) -> Object:
+    """A CronJob whose one Job has failed; gives the ownerReference of its Jobs."""
+    owner = {"kind": "CronJob", "name": "nightly", "uid": "cron", "controller": True}
+    own = {"name": "nightly", "namespace": "ml", "uid": "cron"}
+    kube.add(CRON_JOBS, {"kind": "CronJob", "metadata": own, "spec": spec})
+    del kube.objects[f"{JOBS}/train"]
+    kube.add(
+        JOBS,
+        failed_job(name="nightly-2", ownerReferences=[owner], creationTimestamp="2026-01-02T00:00:00Z"),
+    )
+    return owner
+
+
+REMAKE_CRON = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=CRON.ref, token="old"))
+
+
+@pytest.mark.parametrize("policy", ["Forbid", "Replace"])
+@pytest.mark.parametrize("directly", [False, True])
+async def test_a_cron_jobs_job_is_not_made_again_where_its_schedule_would_not_count_it(
+    kube: FakeKube, process: Process, policy: str, directly: bool
+) -> None:
+    cron_with_job(kube, concurrencyPolicy=policy)
+    job = CRON
+    if directly:
+        job = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Job/nightly-2"), name="nightly-2")
+    action = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=job.ref, token="old"))
+    with pytest.raises(RefusedError, match=f"concurrencyPolicy {policy}.*wait for that schedule"):
+        await process.actions.perform(job, action, FENCE)
+    assert kube.objects[f"{JOBS}/nightly-2"]["metadata"]["uid"] == "old"
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_a_schedule_between_deletion_and_creation_ends_the_remake(
+    kube: FakeKube, process: Process, over: bool
+) -> None:
+    owner = cron_with_job(kube, concurrencyPolicy="Allow")
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if f"{JOBS}/nightly-2" not in kube.objects and f"{JOBS}/nightly-3" not in kube.objects:
+            newer = failed_job(name="nightly-3", uid="newer", ownerReferences=[owner])
+            if not over:
+                newer["status"] = {"active": 1}
+            kube.add(JOBS, newer)
+        return None
+
+    kube.rules.append(rule)
+    outcome = await process.actions.perform(CRON, REMAKE_CRON, FENCE)
+    if over:
+        assert outcome.status is OutcomeStatus.DONE
+        return
+    assert (outcome.status, "has started Job/nightly-3" in outcome.detail) == (OutcomeStatus.REFUSED, True)
+    assert f"{JOBS}/nightly-2" not in kube.objects
+    assert not process.sight.being_remade("ml/CronJob/nightly")
+
+
+def running_job() -> Object:
+    return {**failed_job(), "status": {"active": 1}}
+
+
+async def test_suspended_is_done_only_once_nothing_can_run_any_more(kube: FakeKube, process: Process) -> None:
+    kube.add(JOBS, running_job())
+    kube.add(PODS, pod_of_old(deletionTimestamp="2026-01-01T00:00:00Z"))
+    kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
+    suspend = restart(kind=ActionKind.SUSPEND)
+    begun = await process.actions.perform(JOB, suspend, FENCE)
+    assert (begun.status, "train-1 on n1" in begun.detail) == (OutcomeStatus.UNKNOWN, True)
+    with pytest.raises(UnreachableError, match="train-1 on n1"):
+        await process.actions.find(JOB, FENCE)
+    resume, later = restart(kind=ActionKind.RESUME), Fence(token="tg-1-0-1", incident="1", lease=1)
+    with pytest.raises(RefusedError, match="may still run from before: train-1 on n1"):
+        await process.actions.perform(JOB, resume, later)
+    assert kube.objects[f"{JOBS}/train"]["spec"]["suspend"] is True
+    kube.objects[f"{NODES}/n1"] |= dead_node("node.kubernetes.io/out-of-service")
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert (await process.actions.perform(JOB, resume, later)).status is OutcomeStatus.DONE
+    assert kube.objects[f"{JOBS}/train"]["spec"]["suspend"] is False
+
+
+async def test_what_its_owner_resumed_since_is_not_waited_for(kube: FakeKube, process: Process) -> None:
+    kube.add(JOBS, running_job())
+    kube.add(PODS, pod_of_old())
+    two_nodes(kube)
+    suspend = restart(kind=ActionKind.SUSPEND)
+    assert (await process.actions.perform(JOB, suspend, FENCE)).status is OutcomeStatus.UNKNOWN
+    kube.objects[f"{JOBS}/train"]["spec"]["suspend"] = False
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+
+
+def kill(kube: FakeKube, when: Callable[[Asked], bool]) -> None:
+    """Kill the process as it is about to ask this, the first time."""
+    left = [1]
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if left[0] and when(asked):
+            left[0] = 0
+            raise KeyboardInterrupt
+        return None
+
+    kube.rules.append(rule)
+
+
+def two_nodes(kube: FakeKube) -> None:
+    for name in ("n1", "n2"):
+        kube.add(NODES, {"metadata": {"name": name}, "spec": {}, "status": {}})
+
+
+@pytest.mark.parametrize("kind", [ActionKind.CORDON_NODE, ActionKind.DRAIN_NODE])
+async def test_what_was_done_to_one_of_two_nodes_is_done_to_the_other_before_it_counts(
+    kube: FakeKube, process: Process, kind: ActionKind
+) -> None:
+    two_nodes(kube)
+    kill(kube, lambda asked: asked.method == "PATCH" and not asked.dry and asked.path.endswith("n2"))
+    with pytest.raises(KeyboardInterrupt):
+        await process.actions.perform(JOB, restart(kind=kind, nodes=("n1", "n2")), FENCE)
+    assert "unschedulable" not in kube.objects[f"{NODES}/n2"]["spec"]
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert kube.objects[f"{NODES}/n1"]["spec"]["unschedulable"] is True
+    assert kube.objects[f"{NODES}/n2"]["spec"]["unschedulable"] is True
+
+
+BUDGET = '{"message": "Cannot evict pod as it would violate the pod\'s disruption budget."}'
+
+
+async def test_another_guards_cordon_does_not_end_a_drain_and_an_uncordon_does(
+    kube: FakeKube, process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.nodes.BUDGET_PAUSE", 0.1)
+    two_nodes(kube)
+    kube.add("/api/v1/pods", pod_of_old("other", uid="o"))
+    refuse(kube, 429, BUDGET, lambda asked: asked.path.endswith("/eviction"))
+    drain = restart(kind=ActionKind.DRAIN_NODE, nodes=("n1",))
+    assert (await process.actions.perform(JOB, drain, FENCE)).status is OutcomeStatus.UNKNOWN
+    for number, kind in enumerate((ActionKind.CORDON_NODE, ActionKind.UNCORDON_NODE)):
+        theirs = Fence(token=f"tg-2-0-{number}", incident="2", lease=1)
+        other = await process.actions.perform(JOB, restart(kind=kind, nodes=("n1", "n2")), theirs)
+        assert other.status is OutcomeStatus.DONE
+        if kind is ActionKind.CORDON_NODE:
+            with pytest.raises(UnreachableError, match="budget"):
+                await process.actions.find(JOB, FENCE)
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert (found.status, "uncordoned since" in found.detail) == (OutcomeStatus.REFUSED, True)
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ({"metadata": {"name": "bare", "namespace": "theirs", "uid": "b"}}, "theirs/bare"),
+        (
+            {**pod_of_old("full", uid="f"), "spec": {"volumes": [{"name": "scratch", "emptyDir": {}}]}},
+            "emptyDir: ml/full",
+        ),
+    ],
+)
+async def test_a_drain_does_not_destroy_what_nobody_makes_again(
+    kube: FakeKube, process: Process, lost: Object, named: str
+) -> None:
+    two_nodes(kube)
+    kube.add("/api/v1/pods", lost)
+    drain = restart(kind=ActionKind.DRAIN_NODE, nodes=("n1",))
+    with pytest.raises(RefusedError, match=named):
+        await process.actions.perform(JOB, drain, FENCE)
+    assert "unschedulable" not in kube.objects[f"{NODES}/n1"]["spec"]
+    assert not [one for one in kube.asked if one.path.endswith("/eviction")]
+
+
+async def test_a_drain_may_take_the_jobs_own_pods_whatever_they_hold(
+    kube: FakeKube, process: Process
+) -> None:
+    two_nodes(kube)
+    mine = pod_of_old(uid="p")
+    mine["spec"]["volumes"] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+    kube.add(PODS, mine)
+    kube.add("/api/v1/pods", mine)
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if asked.path.endswith("/eviction") and not asked.dry:
+            kube.objects.pop("/api/v1/pods/train-1", None)
+        return None
+
+    kube.rules.append(rule)
+    drain = restart(kind=ActionKind.DRAIN_NODE, nodes=("n1",))
+    assert (await process.actions.perform(JOB, drain, FENCE)).status is OutcomeStatus.DONE
+
+
+async def test_a_drain_without_the_right_to_evict_leaves_the_node_alone(
+    kube: FakeKube, process: Process
+) -> None:
+    two_nodes(kube)
+    kube.add("/api/v1/pods", pod_of_old("other", uid="o"))
+    refuse(kube, 403, "forbidden", lambda asked: asked.path.endswith("/eviction"))
+    with pytest.raises(AccessRefusedError):
+        await process.actions.perform(JOB, restart(kind=ActionKind.DRAIN_NODE, nodes=("n1",)), FENCE)
+    assert "unschedulable" not in kube.objects[f"{NODES}/n1"]["spec"]
+
+
+STATEFUL_SETS = "/apis/apps/v1/namespaces/ml/statefulsets"
+STATEFUL = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/StatefulSet/train"), name="train")
+
+
+async def test_a_stateful_set_does_not_roll_without_the_right_to_delete_its_pods(
+    kube: FakeKube, process: Process
+) -> None:
+    obj = deployment()
+    obj["status"] = {"observedGeneration": 1, "readyReplicas": 1}
+    kube.add(STATEFUL_SETS, obj)
+    two_nodes(kube)
+    owner = {"kind": "StatefulSet", "name": "train", "uid": "d", "controller": True}
+    kube.add(PODS, pod_of_old(uid="p", ownerReferences=[owner]))
+    refuse(kube, 403, "forbidden", lambda asked: asked.method == "DELETE")
+    action = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=STATEFUL.ref, token="d/g1"))
+    with pytest.raises(AccessRefusedError):
+        await process.actions.perform(STATEFUL, action, FENCE)
+    assert not [one for one in kube.asked if one.method == "PATCH" and not one.dry]
+
+
+def stuck_pod(name: str = "train-1") -> Object:
+    pod = pod_of_old(name, uid=name)
+    waiting = {"name": "main", "state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    pod["status"] = {"phase": "Pending", "containerStatuses": [waiting]}
+    return pod
+
+
+@pytest.mark.parametrize(("backoff", "refused"), [({"backoffLimit": 1}, True), ({"backoffLimit": 2}, False)])
+async def test_pods_are_not_deleted_where_that_would_end_their_job(
+    kube: FakeKube, process: Process, backoff: Object, refused: bool
+) -> None:
+    job = running_job()
+    job["spec"] |= backoff
+    kube.add(JOBS, job)
+    for name in ("train-1", "train-2"):
+        kube.add(PODS, stuck_pod(name))
+    delete = restart(kind=ActionKind.DELETE_POD)
+    if refused:
+        with pytest.raises(RefusedError, match="1 retries are left"):
+            await process.actions.perform(JOB, delete, FENCE)
+        assert f"{PODS}/train-1" in kube.objects
+    else:
+        assert (await process.actions.perform(JOB, delete, FENCE)).status is OutcomeStatus.DONE
+        assert f"{PODS}/train-1" not in kube.objects
+
+
+async def test_a_pod_that_is_well_again_is_not_deleted_by_what_was_decided_before(
+    kube: FakeKube, process: Process
+) -> None:
+    kube.add(JOBS, running_job())
+    for name in ("train-1", "train-2"):
+        kube.add(PODS, stuck_pod(name))
+    kill(kube, lambda asked: asked.method == "DELETE" and not asked.dry)
+    with pytest.raises(KeyboardInterrupt):
+        await process.actions.perform(JOB, restart(kind=ActionKind.DELETE_POD), FENCE)
+    kube.objects[f"{PODS}/train-2"]["status"] = {"phase": "Running"}
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert f"{PODS}/train-1" not in kube.objects
+    assert f"{PODS}/train-2" in kube.objects
+
+
+async def test_what_comes_back_in_the_middle_of_a_rollout_restart_is_left_alone(
+    kube: FakeKube, process: Process
+) -> None:
+    """The very write that says so is what the restart's own runs into."""
+    obj = deployment()
+    obj["status"] = {"observedGeneration": 1}
+    kube.add(DEPLOYMENTS, obj)
+    kube.add(NODES, {"metadata": {"name": "n1"}, "spec": {}, "status": {}})
+    kube.add(PODS, replica(crash_looping()))
+    seen = (await process.sight.observe([DEPLOYED]))[DEPLOYED.ref]
+    assert (seen.liveness, seen.incarnation is None) == (Liveness.FAILED, False)
+    path = f"{DEPLOYMENTS}/train"
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if (
+            asked.method == "PATCH"
+            and not asked.dry
+            and not kube.objects[path]["status"].get("availableReplicas")
+        ):
+            kube.objects[path]["status"]["availableReplicas"] = 1
+            kube.objects[path]["metadata"]["resourceVersion"] = "later"
+            up = replica({"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+            kube.objects[f"{PODS}/train-1-a"]["status"] = up["status"]
+        return None
+
+    kube.rules.append(rule)
+    assert seen.incarnation is not None
+    action = Action(kind=ActionKind.RESTART, incarnation=seen.incarnation)
+    with pytest.raises(RefusedError, match="came back by itself"):
+        await process.actions.perform(DEPLOYED, action, FENCE)
+    assert "strategy" in kube.objects[path]["spec"]
+    assert kube.objects[path]["spec"]["strategy"]["type"] == "RollingUpdate"
+
+
+async def test_a_pod_that_comes_back_before_its_deletion_is_left_alone(
+    kube: FakeKube, process: Process
+) -> None:
+    own = replica(crash_looping())
+    del own["metadata"]["ownerReferences"]
+    own["metadata"] |= {"name": "bare", "uid": "bare"}
+    own["spec"]["containers"] = [{"name": "main", "image": "i"}]
+    kube.add(PODS, own)
+    two_nodes(kube)
+    bare = Job(ref=JobRef(scheduler="kubernetes", cluster="c", id="ml/Pod/bare"), name="bare")
+    seen = (await process.sight.observe([bare]))[bare.ref]
+    assert seen.liveness is Liveness.FAILED
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        found = kube.objects[f"{PODS}/bare"]
+        if asked.method == "DELETE" and not asked.dry and found["metadata"]["resourceVersion"] != "later":
+            found["status"] = replica({"running": {"startedAt": "2026-01-01T00:00:00Z"}})["status"]
+            found["metadata"]["resourceVersion"] = "later"
+        return None
+
+    kube.rules.append(rule)
+    assert seen.incarnation is not None
+    action = Action(kind=ActionKind.RESTART, incarnation=seen.incarnation)
+    with pytest.raises(RefusedError, match="came back by itself"):
+        await process.actions.perform(bare, action, FENCE)
+    assert kube.objects[f"{PODS}/bare"]["metadata"]["uid"] == "bare"
+    assert process.store.load("ml/Pod/bare") is None
+
+
+async def test_a_deletion_whose_answer_was_lost_keeps_the_manifest_until_it_can_land_no_more(
+    kube: FakeKube, process: Process
+) -> None:
+    sent = list[Asked]()
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        if asked.method != "DELETE" or asked.dry:
+            return None
+        if not sent:
+            kube.add(NODES, dead_node())
+            kube.add(PODS, pod_of_old())
+            sent.append(asked)
+            return 500, "the answer was lost; the deletion is still on its way"
+        return None
+
+    kube.rules.append(rule)
+    with pytest.raises(UnreachableError, match=r"not ready.*answer lost"):
+        await process.actions.perform(JOB, restart(), FENCE)
+    assert process.sight.being_remade("ml/Job/train")
+    assert await process.actions.find(JOB, FENCE) is None
+    assert not process.sight.being_remade("ml/Job/train")
+    with pytest.raises(RefusedError):
+        await process.api.kube.delete(f"{JOBS}/train", sent[0].body)
+    assert f"{JOBS}/train" in kube.objects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import uuid
@@ -193,10 +194,10 @@ class Operator:
         self._kubectl, self._proxy, self._namespace, self._kind = kubectl, proxy, namespace, kind
         self.plural = f"{kind.lower()}s"
 
-    async def make_pod(self) -> str:
+    async def make_pod(self, does: str = "healthy") -> str:
         obj = await self._kubectl.get(self.plural, "train", "-n", self._namespace)
         name = f"train-{uuid.uuid4().hex[:5]}"
-        pod = {"apiVersion": "v1", "kind": "Pod", **pod_template("healthy", "Never", "train")}
+        pod = {"apiVersion": "v1", "kind": "Pod", **pod_template(does, "Never", "train")}
         owner = {
             "apiVersion": obj["apiVersion"],
             "kind": self._kind,
@@ -208,7 +209,17 @@ class Operator:
             "namespace": self._namespace,
             "ownerReferences": [{**owner, "controller": True, "blockOwnerDeletion": True}],
         }
+        if self._kind in ("JobSet", "TrainJob"):
+            pod["metadata"]["labels"]["jobset.sigs.k8s.io/jobset-name"] = "train"
         await self._kubectl.apply(pod)
+        return name
+
+    async def make_running_pod(self, scheduler: Scheduler, job: Job) -> str:
+        """A pod, once the guard has seen the job run."""
+        name = await self.make_pod()
+        if self._kind == "RayJob":
+            await self.say(jobStatus="RUNNING")
+        await until_seen(scheduler, job, Liveness.RUNNING)
         return name
 
     async def say(self, **status: Any) -> None:
@@ -221,6 +232,31 @@ class Operator:
             session.patch(url, data=body, headers=headers) as answer,
         ):
             assert answer.status == 200, await answer.text()
+
+    @contextlib.asynccontextmanager
+    async def obeying(self, wanted: bool = True) -> AsyncIterator[None]:
+        """What the operator does about `suspend`: no pod while it is set, one while it is not."""
+        task = asyncio.create_task(self._obey()) if wanted else None
+        try:
+            yield
+        finally:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _obey(self) -> None:
+        while True:
+            spec = (await self._kubectl.get(self.plural, "train", "-n", self._namespace))["spec"]
+            suspended = spec.get("suspend") or spec.get("runPolicy", {}).get("suspend")
+            pods = (await self._kubectl.get("pods", "-n", self._namespace))["items"]
+            if suspended and pods:
+                await self._kubectl("-n", self._namespace, "delete", "pods", "--all", "--wait=false")
+            elif not suspended and not pods:
+                await self.make_pod()
+            if self._kind == "RayJob":
+                await self.say(jobStatus="" if suspended else "RUNNING")
+            await asyncio.sleep(0.5)
 
     async def fail(self) -> None:
         if self._kind == "RayJob":
@@ -340,6 +376,63 @@ async def test_suspended_is_pending_and_resumed_as_large_as_before(
         return True if (await hollow.count(namespace, "train"))["alive"] == 2 else None
 
     await until(both)
+
+
+@pytest.mark.parametrize("kind", sorted(OPERATORS))
+async def test_an_operators_job_is_suspended_once_its_pods_are_gone_and_resumed(
+    make_scheduler: MakeScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str, kind: str
+) -> None:
+    scheduler = make_scheduler(action_seconds=10.0)
+    operator, job = Operator(kubectl, proxy, namespace, kind), job_of(namespace, kind, "train")
+    await kubectl.apply(custom(kind, namespace))
+    await operator.make_running_pod(scheduler, job)
+    suspend = action(ActionKind.SUSPEND, await incarnation_of(scheduler, job))
+    async with operator.obeying():
+        assert (await scheduler.perform(job, suspend, fence())).status is OutcomeStatus.DONE
+        assert (await hollow.count(namespace, "train"))["alive"] == 0
+        told = await until_seen(scheduler, job, Liveness.PENDING)
+        resume = action(ActionKind.RESUME, told.incarnation)
+        assert (await scheduler.perform(job, resume, fence())).status is OutcomeStatus.DONE
+        await until_seen(scheduler, job, Liveness.RUNNING)
+    assert (await hollow.count(namespace, "train"))["starts"] == 2
+
+
+async def test_the_newest_job_of_a_cron_job_is_suspended_and_resumed(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    job = await started_by_cron(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    await scheduler.perform(job, action(ActionKind.SUSPEND, told.incarnation), fence())
+    told = await until_seen(scheduler, job, Liveness.PENDING)
+    assert (await kubectl.get("cronjob", "nightly", "-n", namespace))["spec"]["suspend"] is False
+    await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
+    await until_seen(scheduler, job, Liveness.RUNNING)
+
+
+async def test_what_may_still_run_is_neither_called_suspended_nor_resumed(
+    make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    scheduler = make_scheduler(action_seconds=3.0)
+    await kubectl.apply(workload("Deployment", namespace, "healthy"))
+    job = job_of(namespace, "Deployment", "train")
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    pod = await pod_of(kubectl, namespace)
+    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", keep)
+    mark = fence()
+    begun = await scheduler.perform(job, action(ActionKind.SUSPEND, told.incarnation), mark)
+    assert (begun.status, pod in begun.detail) == (OutcomeStatus.UNKNOWN, True)
+    told = await until_seen(scheduler, job, Liveness.PENDING)
+    with pytest.raises(RefusedError, match="may still run from before"):
+        await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
+    await kubectl("-n", namespace, "patch", "pod", pod, "-p", json.dumps({"metadata": {"finalizers": None}}))
+    found = await scheduler.find(job, mark)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    told = await until_seen(scheduler, job, Liveness.PENDING)
+    await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    assert (await hollow.count(namespace, "train"))["starts"] == 2
 
 
 async def test_what_its_owner_suspended_is_not_resumed(
@@ -654,17 +747,123 @@ async def test_a_namespace_that_is_deleted_meanwhile_is_the_end_of_it(
     ), found
 
 
-async def test_a_failed_job_that_was_removed_is_made_again_from_what_was_seen(
+async def test_a_failed_job_that_kubernetes_removed_is_made_again_from_what_was_seen(
+    scheduler: KubernetesScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    operator, manifest = Operator(kubectl, proxy, namespace, "PyTorchJob"), custom("PyTorchJob", namespace)
+    manifest["spec"]["runPolicy"] = {"ttlSecondsAfterFinished": 1}
+    await kubectl.apply(manifest)
+    job = job_of(namespace, "PyTorchJob", "train")
+    await hollow.exit(namespace, await operator.make_running_pod(scheduler, job), 3)
+    await operator.fail()
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    await kubectl("-n", namespace, "delete", "pytorchjobs", "train", "--wait=true")  # as its operator does
+    await until(lambda: removed(scheduler, job))
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE
+    made = await kubectl.get("pytorchjobs", "train", "-n", namespace)
+    assert made["metadata"]["annotations"]["trainguard.dev/attempt"] == "2"
+
+
+async def test_a_failed_job_that_somebody_deleted_stays_deleted(
     scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
 ) -> None:
     job = await started(kubectl, namespace, "crash")
     told = await until_seen(scheduler, job, Liveness.FAILED)
     await kubectl("-n", namespace, "delete", "job", "train", "--wait=true")
-    await asyncio.sleep(0.5)
-    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
-    assert outcome.status is OutcomeStatus.DONE
-    made = await kubectl.get("job", "train", "-n", namespace)
-    assert made["metadata"]["annotations"]["trainguard.dev/attempt"] == "2"
+    await until(lambda: removed(scheduler, job))
+    with pytest.raises(RefusedError, match="deleted"):
+        await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert "NotFound" in await kubectl("-n", namespace, "get", "job", "train", check=False)
+
+
+async def removed(scheduler: Scheduler, job: Job) -> bool | None:
+    """The watch has heard of the removal."""
+    told = await seen(scheduler, job)
+    return True if "removed" in told.reason or told.liveness is Liveness.STOPPED else None
+
+
+def cron_job(namespace: str, policy: str, **spec: Any) -> Object:
+    """A CronJob that makes a Job each minute."""
+    return {
+        "apiVersion": "batch/v1beta1",
+        "kind": "CronJob",
+        "metadata": {"name": "nightly", "namespace": namespace},
+        "spec": {
+            "schedule": "* * * * *",
+            "concurrencyPolicy": policy,
+            "jobTemplate": {
+                "spec": {"backoffLimit": 0, "template": pod_template("healthy", "Never", "train")}
+            },
+            **spec,
+        },
+    }
+
+
+async def started_by_cron(kubectl: Kubectl, namespace: str, does: str = "healthy") -> Job:
+    """A CronJob that may run beside itself, far from its schedule, with a Job of its own."""
+    await kubectl.apply(cron_job(namespace, "Allow", schedule="0 0 1 1 *"))
+    uid = (await kubectl.get("cronjob", "nightly", "-n", namespace))["metadata"]["uid"]
+    made = job_manifest(namespace, "nightly-1", does)
+    owner = {"apiVersion": "batch/v1beta1", "kind": "CronJob", "name": "nightly", "uid": uid}
+    made["metadata"]["ownerReferences"] = [{**owner, "controller": True}]
+    await kubectl.apply(made)
+    return job_of(namespace, "CronJob", "nightly")
+
+
+async def jobs_of(kubectl: Kubectl, namespace: str) -> list[Object]:
+    found = (await kubectl.get("jobs", "-n", namespace))["items"]
+    return sorted(found, key=lambda one: str(one["metadata"]["name"]))
+
+
+@pytest.mark.timeout(300)
+async def test_a_cron_job_whose_trainings_must_not_overlap_never_runs_two(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    """Its controller would not count a Job that somebody else made: that one and the next would run at once."""
+    await kubectl.apply(cron_job(namespace, "Forbid"))
+    job = job_of(namespace, "CronJob", "nightly")
+    told = await until_seen(scheduler, job, Liveness.RUNNING, seconds=90)
+    async with Peak(hollow, namespace, "train") as peak:
+        with pytest.raises(RefusedError, match="concurrencyPolicy Forbid"):
+            await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+        await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+        told = await until_seen(scheduler, job, Liveness.FAILED)
+        with pytest.raises(RefusedError, match="wait for that schedule"):
+            await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+        await until_new(scheduler, job, told.incarnation, 90)
+    assert peak.most == 1
+
+
+@pytest.mark.timeout(300)
+async def test_a_cron_jobs_job_is_made_again_where_trainings_may_overlap_and_not_beside_a_newer_one(
+    make_scheduler: MakeScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    scheduler = make_scheduler(action_seconds=2.0)
+    await kubectl.apply(cron_job(namespace, "Allow"))
+    job = job_of(namespace, "CronJob", "nightly")
+    told = await until_seen(scheduler, job, Liveness.RUNNING, seconds=90)
+    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    first = (await jobs_of(kubectl, namespace))[0]["metadata"]["name"]
+    again = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert again.status is OutcomeStatus.DONE, again
+    assert [one["metadata"]["name"] for one in await jobs_of(kubectl, namespace)] == [first]
+    new = await until_new(scheduler, job, told.incarnation)
+    blocked = proxy.refuse(503, "{}", WRITES["creation"])
+    mark = fence()
+    begun = await scheduler.perform(job, action(ActionKind.RESTART, new), mark)
+    assert begun.status is OutcomeStatus.UNKNOWN
+
+    async def scheduled() -> list[Object] | None:
+        return [one for one in await jobs_of(kubectl, namespace) if one["metadata"]["name"] != first] or None
+
+    newer = (await until(scheduled, 90))[0]["metadata"]["name"]
+    blocked.times = 0
+    found = await scheduler.find(job, mark)
+    assert found is not None
+    assert (found.status, f"has started Job/{newer}" in found.detail) == (OutcomeStatus.REFUSED, True)
+    assert first not in [one["metadata"]["name"] for one in await jobs_of(kubectl, namespace)]
 
 
 WRITES: dict[str, Callable[[Any], bool]] = {

@@ -14,7 +14,16 @@ import yaml
 
 from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of, pod_template
 from tests.labs.kubernetes.proxy import Proxy
-from tests.labs.kubernetes.test_actions import Operator, action, custom, fence, whole_nodes, workload
+from tests.labs.kubernetes.test_actions import (
+    OPERATORS,
+    Operator,
+    action,
+    custom,
+    fence,
+    started_by_cron,
+    whole_nodes,
+    workload,
+)
 from tests.labs.kubernetes.test_watch import pod_of, seen, started, until_seen
 from trainguard.core.action import ActionKind, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError
@@ -44,8 +53,8 @@ class Account:
         body = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": metadata}
         await self.kubectl.apply({**body, "roleRef": ref, "subjects": [subject]})
 
-    async def grant(self, rules: list[dict[str, Any]]) -> None:
-        """Bind a role of exactly these rules in the namespace."""
+    async def grant(self, rules: list[dict[str, Any]], cluster: bool = False) -> None:
+        """Bind a role of exactly these rules, in the namespace or everywhere."""
         role = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRole",
@@ -53,7 +62,7 @@ class Account:
             "rules": rules,
         }
         await self.kubectl.apply(role)
-        await self.bind(f"only-{self.namespace}")
+        await self.bind(f"only-{self.namespace}", cluster)
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ async def account(kubectl: Kubectl, namespace: str) -> AsyncIterator[Account]:
     path = f"/api/v1/namespaces/{namespace}/serviceaccounts/tg/token"
     answer = json.loads(await kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(ask)))
     yield Account(kubectl, namespace, answer["status"]["token"])
-    for role in shipped():
+    for role in (*shipped(), f"only-{namespace}"):
         await kubectl("delete", "clusterrolebinding", f"{role}-{namespace}", "--ignore-not-found")
     await kubectl("delete", "clusterrole", f"only-{namespace}", "--ignore-not-found")
 
@@ -158,18 +167,40 @@ ACTIONS = [
         "trainguard-delete-pods", "Deployment", ActionKind.DELETE_POD, does="imagepull", when=Liveness.FAILED
     ),
     Case("trainguard-delete-pods", "Job", ActionKind.DELETE_POD, does="imagepull", when=Liveness.PENDING),
+    *(
+        Case("trainguard-delete-pods", kind, ActionKind.DELETE_POD, does="imagepull", when=Liveness.FAILED)
+        for kind in ("StatefulSet", "DaemonSet")
+    ),
+    *(
+        Case("trainguard-delete-pods", kind, ActionKind.DELETE_POD, does="imagepull", when=Liveness.PENDING)
+        for kind in sorted(OPERATORS)
+    ),
+    *(Case("trainguard-restart-jobs", kind, ActionKind.RESTART) for kind in sorted(OPERATORS)),
+    Case("trainguard-restart-jobs", "CronJob", ActionKind.RESTART, does="oom", when=Liveness.FAILED),
+    Case("trainguard-rollout", "DaemonSet", ActionKind.RESTART),
     Case("trainguard-suspend", "Deployment", ActionKind.SUSPEND),
+    Case("trainguard-suspend", "StatefulSet", ActionKind.CANCEL),
     Case("trainguard-suspend", "Job", ActionKind.CANCEL),
+    Case("trainguard-suspend", "CronJob", ActionKind.SUSPEND),
+    *(Case("trainguard-suspend", kind, ActionKind.SUSPEND) for kind in sorted(OPERATORS)),
     Case("trainguard-cordon", "Job", ActionKind.CORDON_NODE, cluster=True),
     Case("trainguard-cordon", "Job", ActionKind.UNCORDON_NODE, cluster=True),
     Case("trainguard-drain", "Job", ActionKind.DRAIN_NODE, cluster=True),
 ]
 
 
-async def placed(kubectl: Kubectl, namespace: str, case: Case) -> Job:
+async def placed(kubectl: Kubectl, operator: Operator, namespace: str, case: Case) -> Job:
     """Start what the action is to be done to."""
     if case.kind == "Job":
-        return await started(kubectl, namespace, case.does)
+        return await started(kubectl, namespace, case.does, backoff=int(case.what is ActionKind.DELETE_POD))
+    if case.kind == "CronJob":
+        return await started_by_cron(kubectl, namespace, case.does)
+    if case.kind in OPERATORS:
+        await kubectl.apply(custom(case.kind, namespace))
+        await operator.make_pod(case.does)
+        if case.kind == "RayJob" and case.when is Liveness.RUNNING:
+            await operator.say(jobStatus="RUNNING")
+        return job_of(namespace, case.kind, "train")
     if case.kind == "Pod":
         pod = {"apiVersion": "v1", "kind": "Pod", **pod_template(case.does, "Never", "train")}
         pod["metadata"] |= {"name": "train", "namespace": namespace}
@@ -181,11 +212,17 @@ async def placed(kubectl: Kubectl, namespace: str, case: Case) -> Job:
 
 @pytest.mark.parametrize("case", ACTIONS, ids=lambda case: f"{case.role}-{case.kind}-{case.what}")
 async def test_each_actions_role_is_enough_and_needed(
-    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str, case: Case
+    account: Account,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    proxy: Proxy,
+    namespace: str,
+    case: Case,
 ) -> None:
     """Beside it only the right to see the job is granted: not even nodes can be read."""
     await account.bind("trainguard-watch")
-    job = await placed(kubectl, namespace, case)
+    operator = Operator(kubectl, proxy, namespace, case.kind)
+    job = await placed(kubectl, operator, namespace, case)
     without = make_scheduler(account.token)
     told = await until_seen(without, job, case.when)
     access = await without.validate(job)
@@ -198,7 +235,8 @@ async def test_each_actions_role_is_enough_and_needed(
     scheduler = make_scheduler(account.token)
     assert case.what in (await scheduler.validate(job)).possible
     try:
-        outcome = await scheduler.perform(job, wanted, fence())
+        async with operator.obeying(case.what is ActionKind.SUSPEND and case.kind in OPERATORS):
+            outcome = await scheduler.perform(job, wanted, fence())
         assert outcome.status is OutcomeStatus.DONE, outcome
     finally:
         if case.cluster:
@@ -208,8 +246,10 @@ async def test_each_actions_role_is_enough_and_needed(
 TAKEN = [
     ("pods", "list", "pods can't be read"),
     ("pods", "watch", ""),
-    ("pods/log", "get", "log"),
-    ("events", "list", "events"),
+    ("pods", "get", ""),
+    ("pods/log", "get", "train"),
+    ("events", "list", "events could"),
+    ("resourcequotas", "list", "resourcequotas"),
     ("jobs", "watch", ""),
     ("jobs", "list", ""),
 ]
@@ -226,16 +266,7 @@ async def test_each_right_that_is_taken_away_degrades_one_thing_and_is_named(
     verb: str,
     missed: str,
 ) -> None:
-    rules = [
-        {
-            **rule,
-            "resources": [one],
-            "verbs": [word for word in rule["verbs"] if (one, word) != (resource, verb)],
-        }
-        for rule in shipped()["trainguard-watch"]
-        for one in rule["resources"]
-    ]
-    await account.grant([rule for rule in rules if rule["verbs"]])
+    await account.grant(without("trainguard-watch", resource, verb))
     scheduler = make_scheduler(account.token)
     job = await started(kubectl, namespace)
     told = await until_seen(scheduler, job, Liveness.RUNNING)
@@ -248,9 +279,101 @@ async def test_each_right_that_is_taken_away_degrades_one_thing_and_is_named(
         assert missed in told.warning
     elif missed:
         evidence = await scheduler.collect(job, told)
-        assert any(item.kind is EvidenceKind.STATUS and "could not be read" in item.text for item in evidence)
+        unread = [
+            item.text
+            for item in evidence
+            if item.kind is EvidenceKind.STATUS and "could not be read" in item.text
+        ]
+        assert any(text.startswith(missed) for text in unread), unread
     await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
     await until_seen(scheduler, job, Liveness.FAILED)
+
+
+async def test_without_the_right_to_get_a_job_it_is_seen_and_can_not_be_validated(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
+) -> None:
+    await account.grant(without("trainguard-watch", "jobs", "get"))
+    scheduler, job = make_scheduler(account.token), await started(kubectl, namespace)
+    await until_seen(scheduler, job, Liveness.RUNNING)
+    with pytest.raises(AccessRefusedError, match='cannot get resource "jobs"'):
+        await scheduler.validate(job)
+    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    await until_seen(scheduler, job, Liveness.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("resource", "verb", "missed"),
+    [
+        ("nodes", "get", "node/"),
+        ("nodes", "list", ""),
+        ("nodes", "watch", ""),
+        ("events", "list", "events of node/"),
+    ],
+)
+async def test_each_right_to_nodes_that_is_taken_away_is_named_and_costs_no_verdict(
+    account: Account,
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    resource: str,
+    verb: str,
+    missed: str,
+) -> None:
+    await account.bind("trainguard-watch")
+    await account.bind("trainguard-restart-jobs")
+    await account.grant(without("trainguard-watch-nodes", resource, verb), cluster=True)
+    scheduler, job = make_scheduler(account.token), await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    warnings = (await scheduler.validate(job)).warnings
+    assert len(warnings) == 1
+    assert f"no right to {verb} {resource} cluster-wide: add to a ClusterRole" in warnings[0]
+    unread = [item.text for item in await scheduler.collect(job, told) if "could not be read" in item.text]
+    assert [text for text in unread if not (missed and text.startswith(missed))] == []
+    assert bool(unread) == bool(missed)
+    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE
+
+
+def without(role: str, resource: str, verb: str) -> list[dict[str, Any]]:
+    """The rules of a shipped role but for one verb on one resource."""
+    rules = [
+        {
+            **rule,
+            "resources": [one],
+            "verbs": [word for word in rule["verbs"] if (one, word) != (resource, verb)],
+        }
+        for rule in shipped()[role]
+        for one in rule["resources"]
+    ]
+    return [rule for rule in rules if rule["verbs"]]
+
+
+async def test_a_rollout_that_could_not_delete_its_pods_is_not_begun(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await account.grant([*shipped()["trainguard-watch"], *without("trainguard-rollout", "pods", "delete")])
+    await kubectl.apply(workload("StatefulSet", namespace, "healthy"))
+    scheduler, job = make_scheduler(account.token), job_of(namespace, "StatefulSet", "train")
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    with pytest.raises(AccessRefusedError, match="delete"):
+        await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert (await kubectl.get("statefulset", "train", "-n", namespace))["metadata"]["generation"] == 1
+
+
+async def test_a_drain_without_the_right_to_evict_leaves_the_node_alone(
+    account: Account, make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    await account.bind("trainguard-watch")
+    await account.grant(without("trainguard-drain", "pods/eviction", "create"), cluster=True)
+    scheduler, job = make_scheduler(account.token), await started(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    drain = action(ActionKind.DRAIN_NODE, told.incarnation, nodes=told.nodes)
+    with pytest.raises(AccessRefusedError, match="pods/eviction"):
+        await scheduler.perform(job, drain, fence())
+    assert "unschedulable" not in (await kubectl.get("node", told.nodes[0]))["spec"]
 
 
 async def test_without_any_right_nothing_is_known_and_nothing_is_guessed(

@@ -17,6 +17,7 @@ from trainguard.core.errors import ConfigError, RefusedError
 from trainguard.core.job import Job, ResumeBy
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.kinds import Kind, known_kind, pod_templates
+from trainguard.schedulers.kubernetes.pods import disruption
 from trainguard.schedulers.kubernetes.resources import (
     full_limits,
     memory_limit,
@@ -78,6 +79,14 @@ def read_manifest(text: str, namespace: str = "", field: str = "manifest") -> tu
         raise ConfigError(field, "names no namespace", "set metadata.namespace, or the block's namespace")
     metadata.setdefault("namespace", namespace)
     return kind, manifest
+
+
+def removed_by_itself(obj: Object) -> bool:
+    """Whether Kubernetes itself removes such an object once it has ended: else somebody did."""
+    places = (reading.spec(obj), reading.spec(obj).get("runPolicy") or {})
+    if any(place.get("ttlSecondsAfterFinished") is not None for place in places):
+        return True
+    return obj.get("kind") == "Pod" and bool(disruption(obj))
 
 
 def cleaned(kind: Kind, obj: Object) -> Object:

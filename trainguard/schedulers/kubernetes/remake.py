@@ -8,6 +8,7 @@ is kept before that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import time
@@ -23,7 +24,7 @@ from trainguard.core.errors import (
 from trainguard.core.job import Job
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
-from trainguard.schedulers.kubernetes.kinds import KINDS, JobName, parse_job_id
+from trainguard.schedulers.kubernetes.kinds import KINDS, JobName, Kind, parse_job_id
 from trainguard.schedulers.kubernetes.manifest import changed, cleaned, marked
 from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import own_pods
@@ -31,7 +32,7 @@ from trainguard.schedulers.kubernetes.pods import nodes_of, read_pods
 from trainguard.schedulers.kubernetes.reading import Limits, Scene
 from trainguard.schedulers.kubernetes.state import incarnation, read_job
 from trainguard.schedulers.kubernetes.store import ManifestStore, Saved
-from trainguard.schedulers.kubernetes.target import Target, forbid, nodes_by_name, read_target
+from trainguard.schedulers.kubernetes.target import Judge, Target, beside_schedule, nodes_by_name, read_target
 from trainguard.transports.kube import Object
 from trainguard.transports.kube_errors import ConflictError, LostAnswerError
 
@@ -45,14 +46,17 @@ class Remaker:
     def __init__(self, api: ClusterApi, store: ManifestStore, limits: Limits, deadline: float) -> None:
         self._api, self._store, self._limits, self._deadline = api, store, limits, deadline
 
-    async def begin(self, job: Job, target: Target, action: Action, fence: Fence) -> Outcome:
-        """Try it out, mark the old object, delete it, and go on to `finish`."""
+    async def begin(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> Outcome:
+        """Try it out, mark the old object, delete it, and go on to `finish`.
+
+        `judge` is asked again about whatever somebody changed meanwhile.
+        """
         manifest = self._manifest(job, target, action, fence)
         await self._rehearse(target, manifest, fence)
-        saved = Saved(_key(job), reading.uid(target.obj), fence.token, manifest)
+        saved = Saved(_key(job), reading.uid(target.obj), fence.token, manifest, reading.created(target.obj))
         self._store.save(saved)
         try:
-            await self._delete(job, target, action, fence)
+            await self._delete(job, target, action, fence, judge)
         except (RefusedError, AccessRefusedError, NotFoundError):
             self._store.drop(saved.job_id)
             raise
@@ -63,18 +67,23 @@ class Remaker:
         manifest = changed(name.kind, cleaned(name.kind, obj), action, job)
         notes = marked(obj, fence, action, action.incarnation.attempt + 1)
         manifest["metadata"].setdefault("annotations", {}).update(notes)
-        saved = Saved(_key(job), reading.uid(obj), fence.token, manifest)
+        saved = Saved(_key(job), reading.uid(obj), fence.token, manifest, reading.created(obj))
         self._store.save(saved)
         return saved
 
     async def from_saved(
         self, job: Job, name: JobName, manifest: Object, action: Action, fence: Fence
     ) -> Outcome:
-        """Make again what is already gone, from a manifest that was kept or given."""
+        """Make again what is already gone, from what was last seen of it."""
         fresh = changed(name.kind, cleaned(name.kind, manifest), action, job)
         notes = marked(manifest, fence, action, action.incarnation.attempt + 1)
         fresh["metadata"].setdefault("annotations", {}).update(notes)
-        saved = Saved(_key(job), action.incarnation.token.partition("/")[0], fence.token, fresh)
+        uid, born = action.incarnation.token.partition("/")[0], reading.created(manifest)
+        schedule = await beside_schedule(self._api, fresh, born)
+        if schedule:
+            raise RefusedError(f"{name.id} is not made again: {schedule}")
+        await self._try(name.kind, fresh)
+        saved = Saved(_key(job), uid, fence.token, fresh, born)
         self._store.save(saved)
         return await self.finish(job, saved)
 
@@ -91,51 +100,65 @@ class Remaker:
         trial = copy.deepcopy(manifest)
         digest = hashlib.sha256(fence.token.encode()).hexdigest()[:8]
         trial["metadata"]["name"] = f"{target.name.name[:40].rstrip('.-')}-tg-{digest}"
+        await self._try(target.name.kind, trial)
+        await self._api.delete(target.name.kind, target.obj, "Foreground", dry_run=True)
+
+    async def _try(self, kind: Kind, manifest: Object) -> None:
+        """Let the server judge a creation without doing it."""
         try:
-            await self._api.create(target.name.kind, trial, dry_run=True)
+            await self._api.create(kind, manifest, dry_run=True)
         except (RefusedError, AccessRefusedError) as error:
             # the old one's share of the quota is free again once it is gone; some webhooks know no dry run
             if "exceeded quota" not in str(error) and "dry run" not in str(error):
                 raise
-        await self._api.delete(target.name.kind, target.obj, "Foreground", dry_run=True)
 
-    async def _delete(self, job: Job, target: Target, action: Action, fence: Fence) -> None:
+    async def _delete(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> None:
         """Mark and delete exactly what was read; what changed meanwhile is judged again.
 
         Raises RefusedError, AccessRefusedError and NotFoundError only where it was surely not deleted.
         """
-        sent = False
-        for _ in range(CONFLICTS):
-            kind, obj = target.name.kind, target.obj
-            if reading.deleting(obj):
-                return
-            try:
-                if fence.token not in reading.fences(obj):
-                    obj = await self._api.patch(
-                        kind, obj, {"metadata": {"annotations": marked(obj, fence, action)}}
-                    )
-                await self._api.delete(kind, obj, "Foreground", unchanged=True)
-                return
-            except (ConflictError, LostAnswerError) as error:
-                sent = sent or isinstance(error, LostAnswerError)
-            again = await self._judged(job, action, fence, sent)
-            if again is None:
-                return
-            target = again
-        raise RefusedError(f"{target.name.id} changes faster than it can be judged")
+        lost = False
+        try:
+            for _ in range(CONFLICTS):
+                if reading.deleting(target.obj):
+                    return
+                with contextlib.suppress(ConflictError, LostAnswerError):
+                    if await self._answered(target.name.kind, await self._marked(target, action, fence)):
+                        return
+                    lost = True
+                target = await self._judged(job, fence, judge)
+            raise RefusedError(f"{target.name.id} changes faster than it can be judged")
+        except NotFoundError:
+            if not lost:
+                raise
+        except (RefusedError, AccessRefusedError) as error:
+            if not lost:
+                raise
+            raise UnreachableError(f"{error}; a deletion was sent and its answer lost") from error
 
-    async def _judged(self, job: Job, action: Action, fence: Fence, sent: bool) -> Target | None:
-        """Read again what a write failed on. None: it is gone because a deletion was `sent`."""
+    async def _marked(self, target: Target, action: Action, fence: Fence) -> Object:
+        """Leave the fence on the old object, unless it bears it."""
+        kind, obj = target.name.kind, target.obj
+        if fence.token in reading.fences(obj):
+            return obj
+        return await self._api.patch(kind, obj, {"metadata": {"annotations": marked(obj, fence, action)}})
+
+    async def _answered(self, kind: Kind, obj: Object) -> bool:
+        """Delete; tell whether that was answered. Else it may have happened, or yet happen."""
+        try:
+            await self._api.delete(kind, obj, "Foreground", unchanged=True)
+        except LostAnswerError:
+            return False
+        return True
+
+    async def _judged(self, job: Job, fence: Fence, judge: Judge) -> Target:
+        """Read again what a write failed on."""
         try:
             target = await read_target(self._api, job, self._limits)
-        except NotFoundError:
-            if sent:
-                return None
-            raise
         except AccessRefusedError as error:
             raise UnreachableError(str(error)) from error
         if not (reading.deleting(target.obj) and fence.token in reading.fences(target.obj)):
-            forbid(target, action)
+            judge(target)
         return target
 
     async def finish(self, job: Job, saved: Saved) -> Outcome:
@@ -175,6 +198,9 @@ class Remaker:
             return f"{name.id} is being deleted; left: {left or 'nothing but itself'}"
         if left:
             return f"pods of the old one are left: {left}"
+        schedule = await beside_schedule(self._api, saved.manifest, saved.born)
+        if schedule:
+            return _outcome(saved, OutcomeStatus.REFUSED, f"{name.id} is not made again: {schedule}")
         return await self._create(job, name, saved)
 
     async def _create(self, job: Job, name: JobName, saved: Saved) -> Outcome | str:

@@ -64,10 +64,10 @@ def watching(kind: Kind, namespace: str) -> list[Right]:
     """Name the rights that seeing a job takes."""
     own = [Right(verb, kind.group, kind.plural, namespace=namespace) for verb in ("get", "list", "watch")]
     pods = [Right(verb, "", "pods", namespace=namespace) for verb in ("get", "list", "watch")]
-    more = [Right("list", "", "events", namespace=namespace)]
+    more = [Right("list", "", word, namespace=namespace) for word in ("events", "resourcequotas")]
     if kind.name == "CronJob":
         more += [Right(verb, "batch", "jobs", namespace=namespace) for verb in ("get", "list", "watch")]
-    return [*own, *pods, *more, *_NODES]
+    return [*own, *pods, *more, *_NODES, Right("list", "", "events")]
 
 
 def reading_logs(namespace: str) -> Right:

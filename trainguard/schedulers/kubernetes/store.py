@@ -27,6 +27,8 @@ class Saved:
     """Of the object that is replaced."""
     fence: str
     manifest: Object
+    born: float = 0.0
+    """When the object that is replaced was created."""
 
     @property
     def name(self) -> JobName:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trainguard.core.action import Action, ActionKind
@@ -33,11 +33,17 @@ class Target:
     scene: Scene
     told: Reading
     incarnation: Incarnation
+    schedule: str = ""
+    """Why a Job of a CronJob must not be made again; empty where it may be."""
 
     @property
     def views(self) -> tuple[PodView, ...]:
         """Its pods, read."""
         return read_pods(self.scene)
+
+
+Judge = Callable[[Target], None]
+"""Raises RefusedError where the action under way must not be done on what is there now."""
 
 
 async def resolve(api: ClusterApi, name: JobName) -> JobName:
@@ -57,12 +63,50 @@ async def read_target(api: ClusterApi, job: Job, limits: Limits) -> Target:
     """Read a job afresh. Raises NotFoundError where it is gone."""
     name = await resolve(api, parse_job_id(job.ref.id))
     obj = await api.get(name.kind, name.namespace, name.name)
-    pods = await pods_of(api, obj)
-    views = read_pods(Scene(time.time(), pods))
-    scene = Scene(time.time(), pods, await nodes_by_name(api, nodes_of(views)), limits)
+    scene = await read_scene(api, obj, limits)
     told = read_job(obj, scene)
     native_id = f"{name.kind.name.lower()}/{name.name} -n {name.namespace}"
-    return Target(name, obj, scene, told, incarnation(job.ref, obj, told, native_id))
+    schedule = await beside_schedule(api, obj, reading.created(obj))
+    return Target(name, obj, scene, told, incarnation(job.ref, obj, told, native_id), schedule)
+
+
+async def read_scene(api: ClusterApi, obj: Object, limits: Limits) -> Scene:
+    """Read an object's pods and their nodes afresh."""
+    pods = await pods_of(api, obj)
+    views = read_pods(Scene(time.time(), pods))
+    return Scene(time.time(), pods, await nodes_by_name(api, nodes_of(views)), limits)
+
+
+async def beside_schedule(api: ClusterApi, obj: Object, born: float) -> str:
+    """Say why a Job that was born then must not be made again beside its CronJob's schedule; mostly nothing.
+
+    A CronJob's controller counts the Jobs that it made itself, by uid, and never adopts another: the next
+    schedule would start beside what was made again, whatever Forbid or Replace say.
+    """
+    owner = controller(obj) or {}
+    if obj.get("kind") != "Job" or owner.get("kind") != "CronJob":
+        return ""
+    namespace = str(reading.meta(obj)["namespace"])
+    try:
+        cron = await api.get(KINDS["CronJob"], namespace, owner["name"])
+    except NotFoundError:
+        return ""  # nothing schedules any more
+    policy = reading.spec(cron).get("concurrencyPolicy") or "Allow"
+    if policy != "Allow":
+        return (
+            f"CronJob/{owner['name']} has concurrencyPolicy {policy} and would not count what is made again: its"
+            " next schedule would start a second training beside it; wait for that schedule, or set"
+            " concurrencyPolicy to Allow if its trainings may run side by side"
+        )
+    for other in await api.list(KINDS["Job"], namespace):
+        if (controller(other) or {}).get("uid") != owner.get("uid") or reading.name(other) == reading.name(
+            obj
+        ):
+            continue
+        over = reading.holds(other, "Failed") or reading.holds(other, "Complete")
+        if not over and reading.created(other) >= born:
+            return f"CronJob/{owner['name']} has started Job/{reading.name(other)} since"
+    return ""
 
 
 async def pods_of(api: ClusterApi, obj: Object) -> tuple[Object, ...]:
@@ -86,6 +130,16 @@ async def nodes_by_name(api: ClusterApi, names: Sequence[str]) -> dict[str, Obje
     return nodes
 
 
+def still_running(scene: Scene) -> list[str]:
+    """Name the pods of which something may still run, and where: not ended, on a node that is not fenced."""
+    left = [view for view in read_pods(scene) if not view.ended]
+    return [
+        f"{view.name} on {view.node or 'no node'}"
+        for view in left
+        if not read_node(scene.nodes, view.node).fenced
+    ]
+
+
 def forbid(target: Target, action: Action) -> None:
     """Raise RefusedError where the action must not be done on what is there now."""
     told = target.told
@@ -101,6 +155,8 @@ def forbid(target: Target, action: Action) -> None:
     if owner is not None and owner["kind"] != "CronJob":
         raise RefusedError(f"{target.name.id} is made by {owner['kind']}/{owner['name']}: act on that")
     _forbid_held(target, action)
+    if action.kind in REMAKES and target.schedule:
+        raise RefusedError(f"{target.name.id} is not made again: {target.schedule}")
     if action.kind in REMAKES or action.kind is ActionKind.DELETE_POD:
         _forbid_restart(target)
 
@@ -112,6 +168,9 @@ def _forbid_held(target: Target, action: Action) -> None:
             raise RefusedError(f"{target.name.id} is not suspended")
         if reading.SIZE not in notes or notes.get(reading.HOLD, "false") != "false":
             raise RefusedError(f"{target.name.id} was suspended by its owner ({why})")
+        left = still_running(target.scene)
+        if left:
+            raise RefusedError(f"{target.name.id} may still run from before: {', '.join(left[:5])}")
     elif why:
         raise RefusedError(f"{target.name.id} is held by its owner ({why})")
 
