@@ -22,6 +22,7 @@ from trainguard.tasks.tell import tell_opened
 @flow(
     name="diagnose",
     flow_run_name="diagnose {job_name} {incident_id}",
+    retries=0,
     persist_result=False,
     validate_parameters=False,
 )

@@ -39,7 +39,7 @@ from trainguard.tasks.deliver import await_delivery
 from trainguard.tasks.durable import RETRY_SECONDS, durably
 from trainguard.tasks.duty import on_duty
 from trainguard.tasks.incidents import open_incident, unfinished_incidents
-from trainguard.tasks.prefect_view import GuardCancelledError, prefect_is_back, tag_run
+from trainguard.tasks.prefect_view import GuardCancelledError, prefect_answers, prefect_is_back, tag_run
 from trainguard.tasks.report import set_status, show_guard_page
 from trainguard.tasks.subflow import run_subflow, tidy_up
 from trainguard.tasks.succession import call_successor
@@ -54,7 +54,7 @@ LAST_PATIENCE = 6 * 3600.0
 """Seconds for which a guard whose job is over waits for Prefect, to show how it ended."""
 
 
-@flow(name="guard", flow_run_name="guard {job.name}", persist_result=False)
+@flow(name="guard", flow_run_name="guard {job.name}", retries=0, persist_result=False)
 async def guard(
     job: Job,
     cluster: Cluster,
@@ -156,6 +156,8 @@ async def _watch(
             if successor:
                 await tidy_up(context)
                 return Completed(name="HandedOver", message=f"goes on as flow run {successor}")
+        if context.untidy and not context.subflows and await prefect_answers():
+            await tidy_up(context)
         await set_status(context, "Degraded" if context.health.degraded else "Enabled")
         await wait_for_news(context, cadence)
 

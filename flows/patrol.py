@@ -27,7 +27,7 @@ STARTS_A_SECOND = 2.0
 """SQLite answers 503 when many flow runs start at once."""
 
 
-@flow(name="patrol", flow_run_name="patrol {selector}", persist_result=False)
+@flow(name="patrol", flow_run_name="patrol {selector}", retries=0, persist_result=False)
 async def patrol(
     cluster: Cluster,
     selector: str = "*",

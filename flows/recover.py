@@ -39,6 +39,7 @@ from trainguard.tasks.verify import verify
 @flow(
     name="recover",
     flow_run_name="recover {job_name} {incident_id}",
+    retries=0,
     persist_result=False,
     validate_parameters=False,
 )

@@ -13,6 +13,7 @@ from trainguard.core.checkpoint import newest_good
 from trainguard.core.decision import Intent, Plan
 from trainguard.core.errors import (
     AccessRefusedError,
+    IntentExistsError,
     RefusedError,
     SchedulerError,
 )
@@ -48,11 +49,36 @@ def fence_of(context: GuardContext, incident: Incident, number: int) -> Fence:
     return Fence(token=token, incident=incident.id, lease=context.lease.number)
 
 
-@task(name="act", task_run_name="{action.kind}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="act", task_run_name="{action.kind}", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def act(incident: Incident, action: Action, number: int) -> Outcome:
     """Do one planned action at most once, whatever died before. Waits while the truth can't be told."""
     context = current_guard()
     fence = fence_of(context, incident, number)
+    known = await _gone_on_with(context, incident, fence)
+    if known is not None:
+        return known
+    refused = await _why_not(context, incident, action, fence)
+    if refused is not None:
+        return refused
+    looked_at = context.clock()
+    await stop_if_wanted(context, at_once=True)
+    # While the ledger was away the lease may have run out; nobody else having taken it, it is still ours.
+    await durably(hold_on, context)
+    intent = Intent(fence=fence, job_key=context.job.key, action=action, at=context.clock())
+    try:
+        await durably(context.ledger.write_intent, context.lease, intent)
+    except IntentExistsError:
+        known = await _gone_on_with(
+            context, incident, fence
+        )  # written, though the ledger did not get to say so
+        if known is None:
+            raise
+        return known
+    return await _perform(context, incident, intent, looked_at)
+
+
+async def _gone_on_with(context: GuardContext, incident: Incident, fence: Fence) -> Outcome | None:
+    """Bring an intent that is on record to its outcome; None where there is none."""
     for record in await durably(context.ledger.intents, incident.id):
         if record.intent.fence.token != fence.token:
             continue
@@ -63,16 +89,7 @@ async def act(incident: Incident, action: Action, number: int) -> Outcome:
             return await _perform(context, incident, record.intent)
         await durably(context.ledger.write_outcome, context.lease, found)
         return found
-    refused = await _why_not(context, incident, action, fence)
-    if refused is not None:
-        return refused
-    looked_at = context.clock()
-    await stop_if_wanted(context, at_once=True)
-    # While the ledger was away the lease may have run out; nobody else having taken it, it is still ours.
-    await durably(hold_on, context)
-    intent = Intent(fence=fence, job_key=context.job.key, action=action, at=context.clock())
-    await durably(context.ledger.write_intent, context.lease, intent)
-    return await _perform(context, incident, intent, looked_at)
+    return None
 
 
 async def _perform(

@@ -48,7 +48,7 @@ class ApprovalForm(RunInput):
     )
     memory: str = Field(
         default="",
-        pattern=r"^$|^[0-9]+(\.[0-9]+)?[kKmMgGtT]?$",
+        pattern=r"^$|^[0-9]{1,6}(\.[0-9]{1,3})?[kKmMgGtT]?$",
         description="Other memory size, such as 64G; empty keeps the plan's.",
     )
     incident: str = Field(default="", description=INCIDENT)
@@ -93,10 +93,14 @@ async def stored_form(flow_run_id: str, key: str) -> ApprovalForm | None:
 
 async def _entered(flow_run_id: str, key: str) -> ApprovalForm | None:
     """The same, but raises one of `AWAY` where Prefect does not say, and ValueError for what is no form."""
-    async with prefect():
-        response = keyset_from_base_key(f"paused-{key}")["response"]
-        raw: Any = await aread_flow_run_input(response, flow_run_id=UUID(flow_run_id))
+    raw = await _input(flow_run_id, key, "response")
     return None if raw is None else ApprovalForm.model_validate(raw)
+
+
+async def _input(flow_run_id: str, key: str, part: Literal["schema", "response"]) -> Any:
+    async with prefect():
+        kept = keyset_from_base_key(f"paused-{key}")[part]
+        return await aread_flow_run_input(kept, flow_run_id=UUID(flow_run_id))
 
 
 async def pause_for_form(
@@ -136,6 +140,9 @@ async def _after_the_pause(request: ApprovalRequest) -> ApprovalForm | None:
                 continue  # no form can be shown on it any more; the question stays open elsewhere
             if state is None or state.type is not StateType.PAUSED:
                 return await _entered(request.flow_run_id, request.keyset)
+            if await _input(request.flow_run_id, request.keyset, "schema") is None:
+                await _end_pause(request)  # paused without a form: nobody could answer there
+                return None
         except (*AWAY, ValueError) as problem:
             logger.debug("whether %s is still shown can't be told: %s", request.id, problem)
 

@@ -19,7 +19,7 @@ from trainguard.tasks.check import take_in
 from trainguard.tasks.context import GuardContext
 from trainguard.tasks.durable import durably
 from trainguard.tasks.incidents import note_signals
-from trainguard.tasks.prefect_view import AWAY, OURS, prefect
+from trainguard.tasks.prefect_view import AWAY, OURS, prefect, stop_if_cancelled
 from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
@@ -107,8 +107,7 @@ async def wait_for_answer(
         if context.clock() >= request.deadline:
             safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
             return await give(context, request, safe, "deadline")
-        # Without a page of its own the question is shown on the guard's: to cancel that one is to stop the guard.
-        if request.flow_run_id != context.flow_run_id and await _cancelled(request.flow_run_id):
+        if await _refused_by_cancelling(context, request):
             refusal = ApprovalForm(decision="refuse", decided_by=CANCELLER)
             return await give(context, request, refusal, "ui")
         if lost_its_object(context, incident, request.plan):
@@ -140,10 +139,12 @@ async def _given_in_prefect(
 async def name_the_overruled(
     context: GuardContext, request: ApprovalRequest, answer: ApprovalAnswer | None
 ) -> None:
-    """Say on the run's page that a form filled in there does not count, where another answer came first."""
-    counts = answer is not None and (answer.by, answer.answer.value)
+    """Say on the run's page that a form filled in there does not count: another came first, or the question is void."""
     for form in await _forms_in_prefect(context, request.id):
-        if (form.decided_by, form.decision) != counts:
+        if answer is None:
+            void = "the question has lost its object"
+            logger.warning("the answer of %s to %s does not count: %s", form.decided_by, request.id, void)
+        elif (form.decided_by, form.decision) != (answer.by, answer.answer.value):
             await give(context, request, form, "ui")
 
 
@@ -151,6 +152,17 @@ async def _forms_in_prefect(context: GuardContext, request_id: str) -> list[Appr
     # Read anew: a form that could not be shown was stored under another key.
     request: ApprovalRequest | None = await durably(context.ledger.request, request_id)
     return [] if request is None else await stored_forms(request)
+
+
+async def _refused_by_cancelling(context: GuardContext, request: ApprovalRequest) -> bool:
+    """Whether a person cancelled the question alone.
+
+    Without a page of its own it is shown on the guard's, and Prefect cancels the runs of a cancelled guard or patrol
+    with it: that stops the guard and answers nothing.
+    """
+    if request.flow_run_id == context.flow_run_id or not await _cancelled(request.flow_run_id):
+        return False
+    return await stop_if_cancelled(context, at_once=True)
 
 
 async def _cancelled(flow_run_id: str) -> bool:

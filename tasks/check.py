@@ -53,7 +53,7 @@ def _as_shown(context: GuardContext) -> bool:
     return now - context.started_at >= YOUNG_SECONDS and now - context.shown_at < SHOW_SECONDS
 
 
-@task(name="check", task_run_name="check", cache_policy=NO_CACHE, persist_result=False)
+@task(name="check", task_run_name="check", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def check() -> tuple[Signal, ...]:
     """Look once, unless a look brought news just now; record it, show it. Gives the signals that began."""
     context = current_guard()

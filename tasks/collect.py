@@ -31,7 +31,7 @@ COLLECT_SECONDS = 300.0
 """Seconds that evidence, or a look at the checkpoints, may take; adapters give up sooner."""
 
 
-@task(name="collect evidence", cache_policy=NO_CACHE, persist_result=False)
+@task(name="collect evidence", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def collect_evidence(incident: Incident) -> tuple[Evidence, ...]:
     """Save what the scheduler and the logs tell before anything is stopped. Masked, then stored."""
     context = current_guard()
@@ -50,7 +50,7 @@ async def _told(context: GuardContext, observation: Observation) -> Sequence[Evi
         return [_unreadable(context, f"evidence could not be collected: {problem}")]
 
 
-@task(name="find root cause", cache_policy=NO_CACHE, persist_result=False)
+@task(name="find root cause", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def find_root_cause(incident: Incident, evidence: Sequence[Evidence]) -> Diagnosis:
     """Let the rules judge, off the event loop; give the signals' own meaning where they find nothing."""
     context = current_guard()
@@ -68,7 +68,7 @@ def by_signals(incident: Incident, diagnosis: Diagnosis) -> Diagnosis:
     return diagnosis
 
 
-@task(name="look at checkpoints", cache_policy=NO_CACHE, persist_result=False)
+@task(name="look at checkpoints", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def look_at_checkpoints() -> tuple[Checkpoint, ...] | None:
     """Ask the checkpoint gate what a restart could resume from; None where nothing could be learnt."""
     return await checkpoints_now(current_guard())

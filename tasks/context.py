@@ -83,6 +83,8 @@ class GuardContext:
     """Artifact ids by what they show: `guard`, or an incident's id."""
     faults: dict[str, str] = field(default_factory=dict)
     """The classes of closed incidents, which their page lists and the ledger need not be asked for again."""
+    untidy: bool = False
+    """The end of a subflow run could not be shown: it looks alive."""
     not_shown: set[str] = field(default_factory=set)
     """Incidents whose report Prefect was not there for."""
     shown_status: str = ""

@@ -74,7 +74,7 @@ async def situation(incident: Incident) -> Situation:
     )
 
 
-@task(name="decide", cache_policy=NO_CACHE, persist_result=False)
+@task(name="decide", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def decide(incident: Incident, known: Situation) -> Plan:
     """Decide by the policy and write the decisions down."""
     context = current_guard()

@@ -85,6 +85,8 @@ async def prefect() -> AsyncIterator[PrefectClient]:
     except (httpx.TransportError, OSError, TimeoutError):
         _line.lost()
         raise
+    except ValueError as garbage:  # a page of a proxy's, with code 200
+        raise TimeoutError("what answers is not Prefect") from garbage
 
 
 async def _knock() -> None:
@@ -145,22 +147,23 @@ def cancellation_is_watched() -> None:
     _watched.set(True)
 
 
-async def stop_if_cancelled(context: GuardContext, *, at_once: bool = False) -> None:
+async def stop_if_cancelled(context: GuardContext, *, at_once: bool = False) -> bool:
     """Raise GuardCancelledError where a person has cancelled the run; asked now and then, or `at_once`.
 
-    Prefect away is no cancellation.
+    Prefect away is no cancellation. Says whether Prefect was asked and denied it.
     """
     now = context.clock()
     if not at_once and (_watched.get() or now - context.cancel_asked_at < CANCEL_SECONDS):
-        return
+        return False
     context.cancel_asked_at = now
     try:
         async with asyncio.timeout(KNOCK_SECONDS if at_once else PATIENCE), prefect() as client:
             state = (await client.read_flow_run(UUID(context.flow_run_id))).state
     except (*AWAY, ValueError):
-        return
+        return False
     if state is not None and state.type in {StateType.CANCELLING, StateType.CANCELLED}:
         raise GuardCancelledError("cancelled in Prefect")
+    return True
 
 
 async def tag_run(wanted: Sequence[str]) -> None:

@@ -142,7 +142,7 @@ async def _done(context: GuardContext, wanted: Any, incident_id: str) -> bool:
     stage = _Stage()
     stage.steps = _task(_doing, stage, wanted.fn(incident_id, context.job.name))
     with tags(*context.tags):
-        stage.engine = _task(_shown, stage, _run(wanted, incident_id, context.job.name))
+        stage.engine = _task(_shown, stage, _run(context, wanted, incident_id))
     context.subflows.add(stage.engine)
     stage.engine.add_done_callback(context.subflows.discard)
     try:
@@ -171,16 +171,18 @@ def _task(place: ContextVar[_Stage | None], stage: _Stage, work: Coroutine[Any, 
         place.reset(token)
 
 
-async def _run(wanted: Any, incident_id: str, job_name: str) -> None:
+async def _run(context: GuardContext, wanted: Any, incident_id: str) -> None:
     """Let Prefect's engine show the subflow; the steps' own errors are raised where they are waited for."""
     try:
         # As a state: an end that is a failure is no error here.
-        end = await wanted(incident_id, job_name, return_state=True)
+        end = await wanted(incident_id, context.job.name, return_state=True)
         if end is not None and end.type is StateType.CANCELLING:
             await settle_cancelled(end)
     except AWAY as problem:
+        context.untidy = True
         logger.warning("Prefect does not show the end of %s: %s", wanted.name, problem)
     except (Exception, PrefectSignal) as problem:
+        context.untidy = True
         if problem is not _raised(_shown.get()):
             logger.exception("Prefect does not show %s", wanted.name)
 
@@ -202,5 +204,6 @@ async def tidy_up(context: GuardContext) -> None:
                 if run.state is not None and not run.state.is_final():
                     message = "Prefect was away when its steps ended; the incident's report tells how"
                     await client.set_flow_run_state(run.id, Completed(message=message), force=True)
+        context.untidy = False
     except (*AWAY, ValueError) as problem:
         logger.warning("a subflow run may still show as running: %s", problem)

@@ -35,7 +35,7 @@ class Verified(Fact):
     why: str
 
 
-@task(name="verify progress", cache_policy=NO_CACHE, persist_result=False)
+@task(name="verify progress", retries=0, cache_policy=NO_CACHE, persist_result=False)
 async def verify(incident: Incident) -> Verified:
     """Wait until the job is further than before the failure, fails again, ends, or time is up."""
     context = current_guard()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import subprocess
+import sys
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Running
 
 from tests.flows.simulation import Simulation, until
 from trainguard.core.decision import Answer
 from trainguard.core.policy import Policy, Preset
+from trainguard.flows import guard as guarding_flow
+from trainguard.flows.recover import recover
 from trainguard.testing.simulated import Fault, FaultKind
 
 pytestmark = pytest.mark.usefixtures("prefect_api", "ledger_url")
@@ -73,3 +80,51 @@ async def test_a_recovery_that_a_person_cancels_as_it_ends_leaves_no_run_that_lo
         return (await ends(simulation))["recover"][1] in {StateType.CANCELLED, StateType.FAILED} or None
 
     await until(over, "the end of the run")
+
+
+async def test_a_run_whose_end_prefect_did_not_take_is_ended_while_the_guard_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lost:
+        """The flow, whose end Prefect hears of too late."""
+
+        name, fn = recover.name, staticmethod(recover.fn)
+
+        async def __call__(self, incident_id: str, job_name: str, *, return_state: bool = False) -> None:
+            state = await recover(incident_id, job_name, return_state=True)
+            async with get_client() as client:
+                await client.set_flow_run_state(str(state.state_details.flow_run_id), Running(), force=True)
+            raise httpx.ReadError("Prefect went away")
+
+    monkeypatch.setattr(guarding_flow, "recover", Lost())
+    simulation = Simulation(Fault(FaultKind.NCCL, 95), total=20_000)
+    guarding = simulation.guard(Policy(preset=Preset.AUTONOMOUS))
+
+    async def over() -> bool | None:
+        found = (await ends(simulation)).get("recover")
+        return (found is not None and "Prefect was away" in found[2]) or None
+
+    await until(over, "the end of the run")
+    assert not guarding.done()
+    guarding.cancel()
+    await asyncio.wait({guarding})
+
+
+def test_no_setting_of_the_site_makes_a_flow_or_a_task_run_twice() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", _RETRIES],
+        env={**os.environ, "PREFECT_FLOWS_DEFAULT_RETRIES": "2", "PREFECT_TASKS_DEFAULT_RETRIES": "2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(said.stdout.split()) == {"0"}
+
+
+_RETRIES = """
+from prefect import Flow, Task
+from trainguard.flows import diagnose, guard, patrol, recover
+from trainguard.tasks import act, check, collect, decide, verify
+modules = (diagnose, guard, patrol, recover, act, check, collect, decide, verify)
+print(*(one.retries for module in modules for one in vars(module).values() if isinstance(one, (Flow, Task))))
+"""

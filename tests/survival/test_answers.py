@@ -7,16 +7,19 @@ import logging
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import PrefectException
-from prefect.states import Cancelled, Cancelling
+from prefect.flow_runs import apause_flow_run
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Cancelling, Paused
 
 from tests.flows.simulation import QuickScheduler, SimulatedClusterBlock, Simulation
 from tests.survival.scene import until
-from trainguard.core.decision import Answer, ApprovalRequest, Lease
+from trainguard.core.decision import Answer, ApprovalRequest, Intent, Lease
 from trainguard.core.errors import LedgerUnavailableError
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.policy import Policy, Preset
@@ -265,3 +268,62 @@ async def test_cancelling_the_guard_leaves_the_question_to_the_next_one(
     state = await simulation.guard(ASSIST)
     assert state.message == "succeeded, recovered 1 time"
     assert simulation.starts == 2
+
+
+async def test_a_question_cancelled_together_with_its_guard_is_left_to_the_next_one() -> None:
+    """Prefect cancels the runs of a cancelled guard with it, and nobody asked the guard's own run for a while."""
+    simulation, guarding, question = await ask()
+    guard_run = guard_run_of(await lease_of(simulation))
+    async with get_client() as client:
+        await client.set_flow_run_state(guard_run, Cancelled(), force=True)
+        end: Any = Cancelled(message="The parent flow run was cancelled.")
+        await client.set_flow_run_state(UUID(question.flow_run_id), end, force=True)
+    assert (await guarding).is_cancelled()
+    assert await simulation.answer(question, Answer.APPROVE)
+    assert (await simulation.guard(ASSIST)).message == "succeeded, recovered 1 time"
+    assert simulation.starts == 2
+
+
+async def test_a_pause_whose_form_was_never_stored_is_followed_by_one_that_can_be_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(approval_form, "SHOW_AGAIN_SECONDS", 0.2)
+    tried = list[str]()
+
+    async def without_a_form_at_first(**wanted: Any) -> Any:
+        tried.append(wanted["key"])
+        if len(tried) == 1:
+            async with get_client() as client:
+                run_id = UUID(flow_run.id or "")
+                await client.set_flow_run_state(run_id, Paused(timeout_seconds=900), force=True)
+            raise httpx.ReadError("the server died when it had paused the run")
+        return await apause_flow_run(**wanted)
+
+    monkeypatch.setattr(approval_form, "apause_flow_run", without_a_form_at_first)
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    guarding = simulation.guard(ASSIST)
+    question = await simulation.question()
+
+    async def taken() -> bool | None:
+        return (len(tried) > 1 and await click(question)) or None
+
+    await until(taken, "a form that can be filled in")
+    assert (await guarding).message == "succeeded, recovered 1 time"
+    assert await decision(question) == ("uma", "ui", Answer.APPROVE)
+
+
+async def test_an_intent_whose_writing_was_not_confirmed_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writing, writes = Ledger.write_intent, list[str]()
+
+    async def unconfirmed_at_first(self: Ledger, lease: Lease, intent: Intent) -> None:
+        await writing(self, lease, intent)
+        writes.append(intent.fence.token)
+        if len(writes) == 1:
+            raise LedgerUnavailableError("the connection broke at the commit")
+
+    monkeypatch.setattr(Ledger, "write_intent", unconfirmed_at_first)
+    simulation = Simulation(Fault(FaultKind.NCCL, 95))
+    assert (await simulation.guard()).message == "succeeded, recovered 1 time"
+    assert (len(writes), simulation.starts) == (1, 2)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -10,12 +14,13 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Running
 
 from trainguard.core.errors import UnreachableError
 from trainguard.flows.guard import _with_remedy
 from trainguard.tasks.context import GuardContext
-from trainguard.tasks.prefect_view import show_page, show_status
+from trainguard.tasks.prefect_view import show_page, show_status, stop_if_cancelled
 
 SECRET = "ghp_x7Qabcdefghijklmnopqrstuvwxyz0123456789"
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -58,3 +63,41 @@ async def test_a_page_is_masked_when_it_is_made_and_when_it_is_changed() -> None
 def test_why_a_guard_could_not_begin_is_masked() -> None:
     told = _with_remedy(UnreachableError(f"https://h/api?token={SECRET} does not answer"))
     assert told == "https://h/api?token=[masked] does not answer"
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """What stands before Prefect and answers everything with a page of its own, code 200."""
+
+    def page(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>down for maintenance</html>")
+
+    do_GET = do_POST = do_PATCH = page
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def maintenance() -> Iterator[None]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+        yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.usefixtures("maintenance")
+async def test_a_page_that_answers_in_prefects_place_is_prefect_away() -> None:
+    run = str(uuid4())
+    context = cast(GuardContext, SimpleNamespace(flow_run_id=run, shown_status="", clock=time.time))
+    await show_status(context, "Enabled")
+    assert context.shown_status == ""
+    with pytest.warns(FutureWarning, match="outside of a flow"):
+        assert await show_page("guard-x", "text", "", "a page") is None
+    assert not await stop_if_cancelled(context, at_once=True)

@@ -14,7 +14,10 @@ def parse_size(text: str, field: str = "memory") -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, re.IGNORECASE)
     if match is None:
         raise ConfigError(field, f"{text!r} is no size", "write it like 512M or 64G")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    size = float(match[1]) * _UNITS[match[2].lower()]
+    if size >= 2**63:
+        raise ConfigError(field, f"{text[:40]!r} is more than any machine has", "write it like 512M or 64G")
+    return int(size)
 
 
 def format_size(size: int | None) -> str:
