@@ -29,8 +29,10 @@ from trainguard.core.job import Job
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.base import Scheduler
 from trainguard.schedulers.kubernetes import KubernetesScheduler
+from trainguard.schedulers.kubernetes.informer import Informer, Sight
 from trainguard.schedulers.kubernetes.kinds import KINDS
 from trainguard.transports.kube_access import KubeAccess
+from trainguard.transports.kube_errors import ExpiredError
 
 pytestmark = pytest.mark.lab("kubernetes")
 T = TypeVar("T")
@@ -166,13 +168,17 @@ async def test_an_expired_mark_in_the_middle_of_a_list_starts_the_list_again(
 async def test_the_api_server_is_killed_and_comes_back(
     make_scheduler: MakeScheduler, kubectl: Kubectl, hollow: Hollow, namespace: str
 ) -> None:
-    """Real 410s, real refused connections: no wrong verdict before, in between or after."""
+    """Real refused connections, then a real 410: the server that comes back has none of the older events.
+
+    No wrong verdict before, in between or after.
+    """
     # no node could send a heartbeat meanwhile: its controller may call one not ready for a moment
     scheduler = make_scheduler(limits=replace(LIMITS, node=30.0))
     stays, ends = await started(kubectl, namespace), await started(kubectl, namespace, name="ends")
     for job in (stays, ends):
         await until_seen(scheduler, job, Liveness.RUNNING)
     pod = await pod_of(kubectl, namespace, "ends")
+    mark = (await kubectl.get("namespace", namespace))["metadata"]["resourceVersion"]
     run = Path(os.environ["TG_KUBE_RUN"])
     told: list[Liveness] = []
     watching = asyncio.create_task(_note(scheduler, stays, told))
@@ -189,6 +195,24 @@ async def test_the_api_server_is_killed_and_comes_back(
     await until_seen(scheduler, ends, Liveness.FAILED, seconds=60)
     watching.cancel()
     assert set(told) <= {Liveness.RUNNING, Liveness.UNKNOWN}
+    await _too_old(scheduler, namespace, mark)
+
+
+async def _too_old(scheduler: KubernetesScheduler, namespace: str, mark: str) -> None:
+    """The server refuses a mark; a watch that would go on from it lists again."""
+    with pytest.raises(ExpiredError):
+        async for _ in scheduler._api.watch(KINDS["Job"], namespace, mark, 10, lambda: None):
+            pass
+    heard = asyncio.Event()
+    late = Informer(scheduler._api, KINDS["Job"], namespace, heard.set)
+    late._version, late._listed_at = mark, asyncio.get_running_loop().time()
+    late.start()
+    async with asyncio.timeout(20):
+        while late.get(namespace, "train") is None:
+            await heard.wait()
+            heard.clear()
+    assert (late.relists, late.sight) == (1, Sight.WATCHING)
+    await late.stop()
 
 
 async def _note(scheduler: Scheduler, job: Job, told: list[Liveness]) -> None:
