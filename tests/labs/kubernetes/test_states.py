@@ -391,3 +391,33 @@ async def test_an_operators_job_without_active_and_succeeded_replicas_has_failed
     told = await until_seen(scheduler, job, Liveness.SUCCEEDED)
     held = "jsonpath={.status.conditions[?(@.status=='True')].reason}"
     assert await kubectl("-n", namespace, "get", plural, "train", "-o", held) == told.native
+
+
+async def test_a_launcher_that_its_job_starts_again_is_left_to_it_until_it_runs(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    """As the MPI operator makes it: a Job whose pod fails while no worker listens yet."""
+    mine = {"name": "train", "namespace": namespace}
+    await kubectl.apply({"apiVersion": "kubeflow.org/v1", "kind": "MPIJob", "metadata": mine, "spec": {}})
+    uid = (await kubectl.get("mpijob", "train", "-n", namespace))["metadata"]["uid"]
+    owner = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "MPIJob",
+        "name": "train",
+        "uid": uid,
+        "controller": True,
+    }
+    launcher = job_manifest(namespace, "train-launcher", "crashloop", 6, "OnFailure")
+    launcher["metadata"]["ownerReferences"] = [owner]
+    launcher["spec"]["template"]["metadata"]["labels"]["training.kubeflow.org/job-name"] = "train"
+    job = job_of(namespace, "MPIJob", "train")
+    async with noted(scheduler, job) as told:
+        await kubectl.apply(launcher)
+        looping = await until_told(scheduler, job, lambda told: told.native == "CrashLoopBackOff")
+    assert (looping.liveness, looping.restart_underway) == (Liveness.PENDING, True)
+    assert "restarted" in looping.warning
+    assert Liveness.FAILED not in {one.liveness for one in told}
+    path = "jsonpath={.status.conditions}"
+    assert await kubectl("-n", namespace, "get", "job", "train-launcher", "-o", path) == ""
+    tops = await scheduler.discover(f"namespace={namespace}")
+    assert [ref.id for ref in tops] == [f"{namespace}/MPIJob/train"]
