@@ -685,6 +685,51 @@ async def test_a_stateful_set_does_not_roll_without_the_right_to_delete_its_pods
     assert not [one for one in kube.asked if one.method == "PATCH" and not one.dry]
 
 
+def stateful_set(kube: FakeKube, **spec: Any) -> None:
+    obj = deployment()
+    obj["status"] = {"observedGeneration": 1, "readyReplicas": 1}
+    obj["spec"] |= {"replicas": 3, **spec}
+    kube.add(STATEFUL_SETS, obj)
+
+
+ROLL = Action(kind=ActionKind.RESTART, incarnation=Incarnation(job=STATEFUL.ref, token="d/g1"))
+
+
+async def test_a_stateful_set_that_was_held_back_is_let_go_whatever_is_refused_on_the_way(
+    kube: FakeKube, process: Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainguard.schedulers.kubernetes.change.REVISION_SECONDS", 0.1)
+    stateful_set(kube)
+    path = f"{STATEFUL_SETS}/train"
+    left = refuse(
+        kube,
+        403,
+        "forbidden",
+        lambda asked: asked.method == "PATCH" and kube.objects[path]["spec"]["replicas"] == 0,
+    )
+    begun = await process.actions.perform(STATEFUL, ROLL, FENCE)
+    assert (begun.status, "forbidden" in begun.detail) == (OutcomeStatus.UNKNOWN, True)
+    assert kube.objects[path]["spec"]["replicas"] == 0
+    left[0] = 0
+    other = Process(kube, tmp_path)
+    found = await other.actions.find(STATEFUL, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert kube.objects[path]["spec"]["replicas"] == 3
+    assert "trainguard.dev/size-before-suspend" not in kube.objects[path]["metadata"]["annotations"]
+    await other.sight.close()
+
+
+@pytest.mark.parametrize("kind", [ActionKind.RESTART, ActionKind.SUSPEND])
+async def test_a_stateful_set_is_not_scaled_to_nothing_where_its_volumes_would_go_with_it(
+    kube: FakeKube, process: Process, kind: ActionKind
+) -> None:
+    stateful_set(kube, persistentVolumeClaimRetentionPolicy={"whenScaled": "Delete"})
+    with pytest.raises(RefusedError, match="delete its volume claims"):
+        await process.actions.perform(STATEFUL, ROLL.model_copy(update={"kind": kind}), FENCE)
+    assert kube.objects[f"{STATEFUL_SETS}/train"]["spec"]["replicas"] == 3
+
+
 def stuck_pod(name: str = "train-1") -> Object:
     pod = pod_of_old(name, uid=name)
     waiting = {"name": "main", "state": {"waiting": {"reason": "ImagePullBackOff"}}}

@@ -6,11 +6,13 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from aiohttp import web
 from kubernetes_asyncio import client
+from prefect_kubernetes.credentials import KubernetesClusterConfig, KubernetesCredentials
 
 from tests.schedulers.kubernetes_replay import recorded
 from trainguard.blocks.kubernetes_cluster import KubernetesCluster
@@ -190,6 +192,34 @@ async def test_the_context_that_was_named_is_used_and_no_default_is_set(server: 
     await kube.close()
     with pytest.raises(RuntimeError):
         await kube.get("/x")
+
+
+def from_prefect(text: str, current: str, **more: Any) -> KubernetesCluster:
+    found = KubernetesClusterConfig(config=yaml.safe_load(text), context_name=current)
+    return KubernetesCluster(credentials=KubernetesCredentials(cluster_config=found), **more)
+
+
+async def test_the_credentials_block_of_prefect_kubernetes_gets_in_and_sets_no_default(
+    server: Server,
+) -> None:
+    before = client.Configuration.get_default_copy().host
+    text = kubeconfig(server.url, "one")
+    for current, more in (("b", {}), ("a", {"context": "b"})):
+        block = from_prefect(text, current, **more)
+        kube = Kube(block.access())
+        server.token = "other"
+        await kube.get("/x")
+        await kube.close()
+        assert "other" not in f"{block.access()!r}"
+    assert server.seen == ["Bearer other", "Bearer other"]
+    assert client.Configuration.get_default_copy().host == before
+
+
+@pytest.mark.parametrize("text", [EXEC, PLUGIN])
+def test_a_command_in_the_credentials_block_is_refused_unless_allowed(text: str) -> None:
+    with pytest.raises(ConfigError, match="command"):
+        from_prefect(text, "a").make_scheduler()
+    assert from_prefect(text, "a", allow_exec=True).access().allow_exec
 
 
 async def test_a_context_that_is_none_is_a_setting_to_mend(server: Server) -> None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_manifest, job_of, pod_template
+from tests.labs.kubernetes.conftest import (
+    LIMITS,
+    Hollow,
+    Kubectl,
+    MakeScheduler,
+    job_manifest,
+    job_of,
+    pod_template,
+)
 from tests.labs.kubernetes.proxy import Proxy
 from tests.labs.kubernetes.test_watch import pod_of, seen, started, until, until_seen
 from trainguard.core.action import Action, ActionKind, Fence, Outcome, OutcomeStatus
@@ -124,7 +136,8 @@ async def test_a_rollout_restart_replaces_all_pods_and_never_runs_two_at_once(
         new = await until_new(scheduler, job, old)
         await until(all_up)
     assert peak.most <= size
-    assert new.attempt == (old.attempt if old else 0) + 1
+    # the generation counts twice where the new pods were held back
+    assert new.attempt == (old.attempt if old else 0) + (1 if kind == "Deployment" else 2)
     assert (await make_scheduler().perform(job, restart, mark)).status is OutcomeStatus.DONE
     with pytest.raises(RefusedError):
         await scheduler.perform(job, restart, fence())
@@ -136,6 +149,53 @@ async def test_a_rollout_restart_replaces_all_pods_and_never_runs_two_at_once(
     pods = (await kubectl.get("pods", "-n", namespace))["items"]
     live = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
     assert all({"name": "FROM", "value": "/c/10"} in pod["spec"]["containers"][0]["env"] for pod in live)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "size"),
+    [
+        ("StatefulSet", {}, 2),
+        ("StatefulSet", {"podManagementPolicy": "Parallel"}, 2),
+        ("DaemonSet", {}, 3),
+        ("Deployment", {}, 2),
+    ],
+)
+async def test_no_rank_starts_again_while_another_of_before_may_still_run(
+    make_scheduler: MakeScheduler,
+    kubectl: Kubectl,
+    hollow: Hollow,
+    namespace: str,
+    kind: str,
+    more: Object,
+    size: int,
+) -> None:
+    scheduler, job = make_scheduler(action_seconds=6.0), job_of(namespace, kind, "train")
+    manifest = workload(kind, namespace, "healthy", size)
+    manifest["spec"] |= more
+    await kubectl.apply(manifest)
+
+    async def started_in_all(wanted: int) -> bool | None:
+        count = await hollow.count(namespace, "train")
+        return True if (count["alive"], count["starts"]) == (size, wanted) else None
+
+    await until(lambda: started_in_all(size))
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    slow = await pod_of(kubectl, namespace)
+    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
+    await kubectl("-n", namespace, "patch", "pod", slow, "-p", keep)
+    mark, restart = fence(), action(ActionKind.RESTART, told.incarnation)
+    begun = await scheduler.perform(job, restart, mark)
+    if kind != "Deployment":
+        assert (begun.status, slow in begun.detail) == (OutcomeStatus.UNKNOWN, True), begun
+    assert (await hollow.count(namespace, "train"))["starts"] == size
+    await kubectl("-n", namespace, "patch", "pod", slow, "-p", json.dumps({"metadata": {"finalizers": None}}))
+    found = await make_scheduler().find(job, mark)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    await until(lambda: started_in_all(2 * size))
+    made = (await kubectl.get(kind, "train", "-n", namespace))["spec"]
+    assert made.get("replicas", size) == size
+    assert set(made["template"]["spec"]["nodeSelector"]) == {"lab/hollow"}
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
@@ -874,6 +934,112 @@ WRITES: dict[str, Callable[[Any], bool]] = {
         asked.method == "POST" and asked.path.endswith("/jobs") and "dryRun" not in asked.path_qs
     ),
 }
+
+
+def just_before(proxy: Proxy, write: str, number: int, does: Callable[[], object]) -> None:
+    """Do something as a request reaches the proxy, once; the request goes on to the server."""
+    left = [number]
+
+    def when(asked: Any) -> bool:
+        if WRITES[write](asked) and "dryRun" not in asked.path_qs:
+            left[0] -= 1
+            if left[0] == 0:
+                does()
+        return False
+
+    proxy.refuse(500, "", when)
+
+
+def edits(namespace: str, *words: str) -> Callable[[], object]:
+    """Somebody runs kubectl on the Job."""
+    command = [os.environ["TG_KUBECTL"], "--kubeconfig", os.environ["TG_KUBE_CONFIG"], "-n", namespace]
+    return lambda: subprocess.run([*command, *words], check=True, capture_output=True, timeout=60)
+
+
+TRIED_BEFORE = {"mark": 0, "deletion": 1, "creation": 0}
+"""Dry runs that can't be told from the write by their path."""
+
+
+@pytest.mark.parametrize("write", ["mark", "deletion"])
+async def test_what_somebody_writes_in_the_middle_of_a_restart_is_kept(
+    scheduler: KubernetesScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str, write: str
+) -> None:
+    """The server itself answers 409."""
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    label = edits(namespace, "label", "job", "train", "team=red")
+    just_before(proxy, write, TRIED_BEFORE[write] + 1, label)
+    outcome = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    assert outcome.status is OutcomeStatus.DONE
+    made = await kubectl.get("job", "train", "-n", namespace)
+    assert made["metadata"]["labels"]["team"] == "red"
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice)
+
+
+async def test_what_its_owner_holds_in_the_middle_of_a_restart_is_left_alone(
+    scheduler: KubernetesScheduler, proxy: Proxy, kubectl: Kubectl, namespace: str
+) -> None:
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    hold = edits(namespace, "annotate", "job", "train", "trainguard.dev/hold=true")
+    just_before(proxy, "deletion", 2, hold)
+    with pytest.raises(RefusedError, match="held by its owner"):
+        await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
+    uid = (await kubectl.get("job", "train", "-n", namespace))["metadata"]["uid"]
+    assert told.incarnation is not None
+    assert uid == told.incarnation.token
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("write", ["deletion", "creation"])
+async def test_a_restart_in_whose_middle_the_api_server_is_killed_is_done_once(
+    make_scheduler: MakeScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str, write: str
+) -> None:
+    scheduler = make_scheduler(limits=replace(LIMITS, node=60.0))
+    job = await started(kubectl, namespace, "crash")
+    told = await until_seen(scheduler, job, Liveness.FAILED)
+    run = Path(os.environ["TG_KUBE_RUN"])
+    server = int((run / "kube-apiserver.pid").read_text())
+    just_before(proxy, write, TRIED_BEFORE[write] + 1, lambda: os.kill(server, signal.SIGKILL))
+    mark, restart = fence(), action(ActionKind.RESTART, told.incarnation)
+
+    async def acted() -> Outcome | None:
+        try:
+            outcome = await scheduler.find(job, mark) or await scheduler.perform(job, restart, mark)
+        except UnreachableError:
+            return None
+        return None if outcome.status is OutcomeStatus.UNKNOWN else outcome
+
+    try:
+        assert await acted() is None
+    finally:
+        process = await asyncio.create_subprocess_exec(str(run / "start-kube-apiserver"))
+        await process.wait()
+    outcome = await until(acted, 120)
+    assert outcome.status is OutcomeStatus.DONE, outcome
+
+    async def twice() -> bool | None:
+        return True if (await hollow.count(namespace, "train"))["starts"] == 2 else None
+
+    await until(twice, 60)
+    assert (await kubectl.get("job", "train", "-n", namespace))["metadata"]["annotations"][
+        "trainguard.dev/attempt"
+    ] == "2"
+
+
+async def test_what_the_server_says_of_the_manifest_that_was_given_is_a_warning(
+    make_scheduler: MakeScheduler, kubectl: Kubectl, namespace: str
+) -> None:
+    """Nothing is made from it, whatever becomes of the job."""
+    job, good = await started(kubectl, namespace), job_manifest(namespace, "train", "healthy")
+    bad = job_manifest(namespace, "train", "healthy", restart="Always")
+    for manifest, said in ((good, ""), (bad, "spec.template.spec.restartPolicy")):
+        access = await make_scheduler(manifests={job.ref.id: manifest}).validate(job)
+        assert [said in warning for warning in access.warnings] == ([True] if said else [])
 
 
 @pytest.mark.parametrize("step", sorted(WRITES))

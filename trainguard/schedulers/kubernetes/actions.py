@@ -19,7 +19,7 @@ from trainguard.core.job import Job
 from trainguard.core.observation import Liveness, Observation
 from trainguard.schedulers.kubernetes import reading
 from trainguard.schedulers.kubernetes.api import ClusterApi
-from trainguard.schedulers.kubernetes.change import Changer, done, intent_of
+from trainguard.schedulers.kubernetes.change import Changer, done, held_back, intent_of
 from trainguard.schedulers.kubernetes.kinds import JobName, parse_job_id
 from trainguard.schedulers.kubernetes.manifest import marked, removed_by_itself
 from trainguard.schedulers.kubernetes.nodes import NodeActions
@@ -94,10 +94,17 @@ class Actions:
             return done(fence, "an action after it has been done since")
         if intent["action"]["kind"] in REMAKES and not name.kind.rolls:
             return await self._find_remade(job, name, obj, fence, intent, saved)
+        return await self._find_changed(job, name, obj, fence, Action.model_validate(intent["action"]))
+
+    async def _find_changed(
+        self, job: Job, name: JobName, obj: Object, fence: Fence, action: Action
+    ) -> Outcome:
         await self._changer.delete_pods(obj, fence)
-        if intent["action"]["kind"] in STOPS and reading.held(obj):
-            return await self._changer.still(name, obj, fence, intent["action"]["kind"])
-        return done(fence, f"{intent['action']['kind']} is on record at {name.id}")
+        if action.kind in STOPS and reading.held(obj):
+            return await self._changer.still(name, obj, fence, action.kind)
+        if action.kind in REMAKES and held_back(obj):
+            return await self._changer.let_go(job, name, action, fence)
+        return done(fence, f"{action.kind} is on record at {name.id}")
 
     async def _own(self, job: Job) -> frozenset[str]:
         """Give the uids of the job's own pods; none where it is gone."""

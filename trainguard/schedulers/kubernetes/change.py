@@ -33,6 +33,8 @@ from trainguard.transports.kube import Object
 from trainguard.transports.kube_errors import ConflictError, LostAnswerError
 
 ROLLED_AT = "kubectl.kubernetes.io/restartedAt"
+WAITS = "trainguard.dev/waits-for-old-pods"
+"""Node label that no node has: a DaemonSet that wants it runs nowhere."""
 REVISION_SECONDS = 5.0
 
 
@@ -43,7 +45,11 @@ class Changer:
         self._api, self._limits, self._deadline = api, limits, deadline
 
     async def roll(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> Outcome:
-        """Restart by rollout. A Deployment's old pods must be gone before a new one starts: Recreate."""
+        """Restart by rollout. All old pods must be gone before a new one starts.
+
+        A Deployment sees to that itself (Recreate). The others are held back by a first change and let go by a
+        second one: a StatefulSet is scaled to 0, a DaemonSet wants a node that is not there.
+        """
 
         async def rolling(now: Target) -> Object:
             kind = now.name.kind
@@ -59,27 +65,52 @@ class Changer:
             pods = _pods_to_delete(now)
             await self._try_deletion(now, pods)
             marks = marked(now.obj, fence, action, pods=",".join(view.uid for view in pods))
+            marks |= _hold_back(now.obj, spec)
             return {"metadata": {"annotations": marks}, "spec": spec}
 
         obj = await self._change(job, target, judge, rolling)
-        if obj is None:
-            return _lost(fence)
-        await self.delete_pods(obj, fence)
-        return await self._rolled(job, target, fence)
+        return _lost(fence) if obj is None else await self.let_go(job, target.name, action, fence)
 
-    async def _rolled(self, job: Job, target: Target, fence: Fence) -> Outcome:
+    async def let_go(self, job: Job, name: JobName, action: Action, fence: Fence) -> Outcome:
+        """Delete the old pods of what was held back, and let the new ones start once none can run any more.
+
+        Whatever is refused from here on is tried again, else nothing of the job would ever run.
+        """
+        until, why = time.monotonic() + self._deadline, "time ran out"
+        while time.monotonic() < until:
+            try:
+                why = await self._left(name, fence)
+            except NotFoundError:
+                return _outcome(fence, OutcomeStatus.REFUSED, f"{name.id} was deleted meanwhile")
+            except SchedulerError as error:
+                why = str(error)
+            if not why:
+                return await self._rolled(job, name, action, fence)
+            await asyncio.sleep(0.5)
+        return _outcome(fence, OutcomeStatus.UNKNOWN, f"new pods are held back: {why}")
+
+    async def _left(self, name: JobName, fence: Fence) -> str:
+        """Say what new pods still wait for; nothing once they were let go."""
+        obj = await self._api.get(name.kind, name.namespace, name.name)
+        await self.delete_pods(obj, fence)
+        if not held_back(obj):
+            return ""
+        left = still_running(await read_scene(self._api, obj, self._limits))
+        if not left:
+            await self._api.patch(name.kind, obj, _release(obj))
+        return ", ".join(left[:5])
+
+    async def _rolled(self, job: Job, name: JobName, action: Action, fence: Fence) -> Outcome:
         until = time.monotonic() + REVISION_SECONDS
         while time.monotonic() < until:
             try:
                 now = await read_target(self._api, job, self._limits)
             except SchedulerError:
                 break  # it is done; only its new name is not known
-            if now.incarnation.token != target.incarnation.token:
-                return done(fence, f"{target.name.id} rolls").model_copy(
-                    update={"incarnation": now.incarnation}
-                )
+            if now.incarnation.token != action.incarnation.token:
+                return done(fence, f"{name.id} rolls").model_copy(update={"incarnation": now.incarnation})
             await asyncio.sleep(0.2)
-        return done(fence, f"{target.name.id} is to roll; its controller has not begun yet")
+        return done(fence, f"{name.id} is to roll; its controller has not begun yet")
 
     async def resize(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> Outcome:
         """Suspend, resume or cancel."""
@@ -109,6 +140,7 @@ class Changer:
             put(change, kind.suspend, stop)
             marks[reading.SIZE] = "suspend" if stop else None
         elif kind.name in (*SCALED, "Job"):
+            _forbid_loss_of_claims(obj)
             put(change, f"spec.{size}", 0 if stop else int(before) if before.isdigit() else 1)
             marks[reading.SIZE] = str(reading.spec(obj).get(size, 1)) if stop else None
         else:
@@ -133,8 +165,7 @@ class Changer:
                 return done(fence, f"{what}: {name.id}")
             why = ", ".join(left[:5])
             await asyncio.sleep(0.5)
-        detail = f"{what}: {name.id} may still run: {why}"
-        return Outcome(fence=fence.token, status=OutcomeStatus.UNKNOWN, at=time.time(), detail=detail)
+        return _outcome(fence, OutcomeStatus.UNKNOWN, f"{what}: {name.id} may still run: {why}")
 
     async def pods(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> Outcome:
         """Delete the stuck and crash-looping pods, or those on the nodes that were named."""
@@ -212,6 +243,42 @@ def _forbid_last_retry(target: Target, chosen: int) -> None:
         )
 
 
+def held_back(obj: Object) -> bool:
+    """Whether a restart by rollout holds its new pods back until the old ones are gone."""
+    if obj.get("kind") == "StatefulSet":
+        return reading.SIZE in reading.notes(obj) and reading.spec(obj).get("replicas") == 0
+    selector = at(obj, "spec.template.spec.nodeSelector") or {}
+    return obj.get("kind") == "DaemonSet" and WAITS in selector
+
+
+def _hold_back(obj: Object, spec: Object) -> dict[str, str]:
+    """Let a rollout's change start nothing yet; gives the annotations that this takes."""
+    if obj.get("kind") == "StatefulSet":
+        _forbid_loss_of_claims(obj)
+        spec["replicas"] = 0
+        return {reading.SIZE: str(reading.spec(obj).get("replicas", 1))}
+    if obj.get("kind") == "DaemonSet":
+        inner = spec["template"]["spec"]
+        inner["nodeSelector"] = (inner.get("nodeSelector") or {}) | {WAITS: "true"}
+    return {}
+
+
+def _release(obj: Object) -> Object:
+    if obj.get("kind") == "StatefulSet":
+        size = int(reading.notes(obj)[reading.SIZE])
+        return {"metadata": {"annotations": {reading.SIZE: None}}, "spec": {"replicas": size}}
+    return {"spec": {"template": {"spec": {"nodeSelector": {WAITS: None}}}}}
+
+
+def _forbid_loss_of_claims(obj: Object) -> None:
+    """https://kubernetes.io/docs/concepts/workloads/controllers/statefulset/#persistentvolumeclaim-retention."""
+    if at(obj, "spec.persistentVolumeClaimRetentionPolicy.whenScaled") == "Delete":
+        raise RefusedError(
+            "scaling it to 0 would delete its volume claims (persistentVolumeClaimRetentionPolicy.whenScaled:"
+            " Delete), and checkpoints with them; set Retain"
+        )
+
+
 def _unfit(view: PodView, nodes: Collection[str]) -> bool:
     return view.alive and bool(view.stuck or view.looping or view.node in nodes)
 
@@ -237,7 +304,9 @@ def done(fence: Fence, detail: str) -> Outcome:
     return Outcome(fence=fence.token, status=OutcomeStatus.DONE, at=time.time(), detail=detail)
 
 
+def _outcome(fence: Fence, status: OutcomeStatus, detail: str) -> Outcome:
+    return Outcome(fence=fence.token, status=status, at=time.time(), detail=detail)
+
+
 def _lost(fence: Fence) -> Outcome:
-    return Outcome(
-        fence=fence.token, status=OutcomeStatus.UNKNOWN, at=time.time(), detail="the answer was lost"
-    )
+    return _outcome(fence, OutcomeStatus.UNKNOWN, "the answer was lost")

@@ -51,14 +51,11 @@ class Remaker:
 
         `judge` is asked again about whatever somebody changed meanwhile.
         """
-        manifest = self._manifest(job, target, action, fence)
-        await self._rehearse(target, manifest, fence)
-        saved = Saved(_key(job), reading.uid(target.obj), fence.token, manifest, reading.created(target.obj))
-        self._store.save(saved)
+        await self._rehearse(target, self._manifest(job, target, action, fence), fence)
         try:
-            await self._delete(job, target, action, fence, judge)
+            saved = await self._delete(job, target, action, fence, judge)
         except (RefusedError, AccessRefusedError, NotFoundError):
-            self._store.drop(saved.job_id)
+            self._store.drop(_key(job))
             raise
         return await self.finish(job, saved)
 
@@ -112,21 +109,22 @@ class Remaker:
             if "exceeded quota" not in str(error) and "dry run" not in str(error):
                 raise
 
-    async def _delete(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> None:
-        """Mark and delete exactly what was read; what changed meanwhile is judged again.
+    async def _delete(self, job: Job, target: Target, action: Action, fence: Fence, judge: Judge) -> Saved:
+        """Keep, mark and delete exactly what was read; what changed meanwhile is judged and kept again.
 
         Raises RefusedError, AccessRefusedError and NotFoundError only where it was surely not deleted.
         """
-        lost = False
+        lost, saved = False, self._keep(job, target, action, fence)
         try:
             for _ in range(CONFLICTS):
-                if reading.deleting(target.obj):
-                    return
                 with contextlib.suppress(ConflictError, LostAnswerError):
                     if await self._answered(target.name.kind, await self._marked(target, action, fence)):
-                        return
+                        return saved
                     lost = True
                 target = await self._judged(job, fence, judge)
+                if reading.deleting(target.obj):
+                    return saved
+                saved = self._keep(job, target, action, fence)
             raise RefusedError(f"{target.name.id} changes faster than it can be judged")
         except NotFoundError:
             if not lost:
@@ -135,6 +133,14 @@ class Remaker:
             if not lost:
                 raise
             raise UnreachableError(f"{error}; a deletion was sent and its answer lost") from error
+        return saved
+
+    def _keep(self, job: Job, target: Target, action: Action, fence: Fence) -> Saved:
+        """Keep what it is to be made again from, before it is deleted."""
+        manifest = self._manifest(job, target, action, fence)
+        saved = Saved(_key(job), reading.uid(target.obj), fence.token, manifest, reading.created(target.obj))
+        self._store.save(saved)
+        return saved
 
     async def _marked(self, target: Target, action: Action, fence: Fence) -> Object:
         """Leave the fence on the old object, unless it bears it."""
