@@ -173,6 +173,16 @@ async def test_what_was_lost_where_nobody_could_see_it_is_found_by_listing_again
     assert one.informer.deleted("ml", "train-0") is not None
 
 
+async def test_where_every_stream_ends_as_soon_as_it_begins_it_polls(
+    kube: StreamingKube, watched: Callable[[str], Watched]
+) -> None:
+    for _ in range(20):
+        kube.line.put_nowait(END)
+    one = watched("Pod")
+    await one.until(lambda: one.informer.sight is Sight.POLLING)
+    assert (one.informer.seeing, kube.marks.qsize()) == (True, 3)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_every_recorded_410_means_listing_again_and_nothing_is_lost(
     kube: StreamingKube, watched: Callable[[str], Watched], version: str

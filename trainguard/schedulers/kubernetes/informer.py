@@ -41,6 +41,8 @@ KEPT = 500
 STALE_SECONDS = 60.0
 POLLS = 30
 """Polls after which watching is tried again."""
+WORDLESS = 3
+"""Streams that end as soon as they begin, in a row, after which it polls: something in between allows none."""
 REFRESH_SECONDS = 10.0
 """How often at most everything is listed again because somebody needs to know it afresh."""
 RECONNECT_GRACE = 1.0
@@ -93,7 +95,7 @@ class Informer:
         self._listed_at = 0.0
         self._refreshed_at = float("-inf")
         self._resync = RESYNC_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, no secret
-        self._polls_left = 0
+        self._polls_left = self._wordless = 0
         self._version = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -188,8 +190,13 @@ class Informer:
             self._polls_left -= 1
             self._version = ""
             await asyncio.sleep(self._poll_seconds * random.uniform(0.9, 1.1))  # noqa: S311
+        elif await self._stream():
+            self._wordless = 0
         else:
-            await self._stream()
+            self._wordless += 1
+            if self._wordless == WORDLESS:
+                self._wordless, self._polls_left, self._ended_at = 0, POLLS, None
+                self._see(Sight.POLLING)
 
     async def _failed(self, error: SchedulerError, failures: int) -> None:
         if isinstance(error, AccessRefusedError) and "cannot watch" in str(error) and self._listed_at:
@@ -231,12 +238,16 @@ class Informer:
         self._ended_at = None
         self._see(Sight.POLLING if self._polls_left else Sight.WATCHING)
 
-    async def _stream(self) -> None:
+    async def _stream(self) -> bool:
+        """Hear one stream to its end. Tells whether it was one: it lasted, or said something."""
+        began, said = asyncio.get_running_loop().time(), False
         stream = self._api.watch(self.kind, self.namespace, self._version, WATCH_SECONDS, self._opened)
         async with contextlib.aclosing(stream):
             async for event in stream:
                 self._apply(event)
+                said = True
         self._ended_at = asyncio.get_running_loop().time()
+        return said or self._ended_at - began > 1
 
     def _opened(self) -> None:
         self.error, self._ended_at = None, None
