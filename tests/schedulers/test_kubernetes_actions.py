@@ -685,6 +685,17 @@ async def test_a_stateful_set_does_not_roll_without_the_right_to_delete_its_pods
     assert not [one for one in kube.asked if one.method == "PATCH" and not one.dry]
 
 
+async def test_what_is_gone_is_tried_before_it_counts_as_being_made_again(
+    kube: FakeKube, process: Process
+) -> None:
+    gone = kube.objects.pop(f"{JOBS}/train")
+    refuse(kube, 403, "no right to create", lambda asked: asked.method == "POST" and asked.dry)
+    name = parse_job_id(JOB.ref.id)
+    with pytest.raises(AccessRefusedError):
+        await process.actions._remaker.from_saved(JOB, name, gone, restart(), FENCE)
+    assert not process.sight.being_remade("ml/Job/train")
+
+
 def stateful_set(kube: FakeKube, **spec: Any) -> None:
     obj = deployment()
     obj["status"] = {"observedGeneration": 1, "readyReplicas": 1}

@@ -12,7 +12,13 @@ from trainguard.core.action import Action, ActionKind, Fence
 from trainguard.core.errors import ConfigError, RefusedError
 from trainguard.core.job import CheckpointSpec, Incarnation, Job, JobRef, Resume, ResumeBy
 from trainguard.schedulers.kubernetes.kinds import KINDS, parse_job_id, parse_job_name
-from trainguard.schedulers.kubernetes.manifest import changed, cleaned, marked, read_manifest
+from trainguard.schedulers.kubernetes.manifest import (
+    changed,
+    cleaned,
+    marked,
+    read_manifest,
+    removed_by_itself,
+)
 from trainguard.schedulers.kubernetes.resources import quantity
 from trainguard.schedulers.kubernetes.store import ManifestStore, Saved
 
@@ -40,6 +46,27 @@ REFUSED = [
 def test_a_manifest_that_can_not_be_used_is_refused_by_name(case: str, text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         read_manifest(text)
+
+
+TTL = {"ttlSecondsAfterFinished": 0}
+EVICTED = [{"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}]
+
+
+@pytest.mark.parametrize(
+    ("obj", "removed"),
+    [
+        ({"kind": "Job", "spec": {}}, False),
+        ({"kind": "Job", "spec": TTL}, True),
+        ({"kind": "PyTorchJob", "spec": {"runPolicy": TTL}}, True),
+        ({"kind": "PyTorchJob", "spec": {"runPolicy": None}}, False),
+        ({"kind": "Pod", "spec": {}, "status": {"phase": "Failed"}}, False),
+        ({"kind": "Pod", "spec": {}, "status": {"phase": "Failed", "conditions": EVICTED}}, True),
+    ],
+)
+def test_what_kubernetes_removes_by_itself_is_told_from_what_somebody_deletes(
+    obj: Object, removed: bool
+) -> None:
+    assert removed_by_itself(obj) is removed
 
 
 def test_a_manifest_is_read_as_yaml_and_as_json() -> None:

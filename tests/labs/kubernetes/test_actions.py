@@ -151,6 +151,21 @@ async def test_a_rollout_restart_replaces_all_pods_and_never_runs_two_at_once(
     assert all({"name": "FROM", "value": "/c/10"} in pod["spec"]["containers"][0]["env"] for pod in live)
 
 
+@contextlib.asynccontextmanager
+async def kept(kubectl: Kubectl, namespace: str, pod: str) -> AsyncIterator[None]:
+    """A pod that is slow to go: its object stays though it is deleted."""
+
+    async def finalizers(wanted: list[str] | None) -> None:
+        patch = json.dumps({"metadata": {"finalizers": wanted}})
+        await kubectl("-n", namespace, "patch", "pod", pod, "-p", patch)
+
+    await finalizers(["lab.example/keep"])
+    try:
+        yield
+    finally:
+        await finalizers(None)
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "size"),
     [
@@ -181,14 +196,12 @@ async def test_no_rank_starts_again_while_another_of_before_may_still_run(
     await until(lambda: started_in_all(size))
     told = await until_seen(scheduler, job, Liveness.RUNNING)
     slow = await pod_of(kubectl, namespace)
-    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
-    await kubectl("-n", namespace, "patch", "pod", slow, "-p", keep)
     mark, restart = fence(), action(ActionKind.RESTART, told.incarnation)
-    begun = await scheduler.perform(job, restart, mark)
-    if kind != "Deployment":
-        assert (begun.status, slow in begun.detail) == (OutcomeStatus.UNKNOWN, True), begun
-    assert (await hollow.count(namespace, "train"))["starts"] == size
-    await kubectl("-n", namespace, "patch", "pod", slow, "-p", json.dumps({"metadata": {"finalizers": None}}))
+    async with kept(kubectl, namespace, slow):
+        begun = await scheduler.perform(job, restart, mark)
+        if kind != "Deployment":
+            assert (begun.status, slow in begun.detail) == (OutcomeStatus.UNKNOWN, True), begun
+        assert (await hollow.count(namespace, "train"))["starts"] == size
     found = await make_scheduler().find(job, mark)
     assert found is not None
     assert found.status is OutcomeStatus.DONE
@@ -477,15 +490,13 @@ async def test_what_may_still_run_is_neither_called_suspended_nor_resumed(
     job = job_of(namespace, "Deployment", "train")
     told = await until_seen(scheduler, job, Liveness.RUNNING)
     pod = await pod_of(kubectl, namespace)
-    keep = json.dumps({"metadata": {"finalizers": ["lab.example/keep"]}})
-    await kubectl("-n", namespace, "patch", "pod", pod, "-p", keep)
     mark = fence()
-    begun = await scheduler.perform(job, action(ActionKind.SUSPEND, told.incarnation), mark)
-    assert (begun.status, pod in begun.detail) == (OutcomeStatus.UNKNOWN, True)
-    told = await until_seen(scheduler, job, Liveness.PENDING)
-    with pytest.raises(RefusedError, match="may still run from before"):
-        await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
-    await kubectl("-n", namespace, "patch", "pod", pod, "-p", json.dumps({"metadata": {"finalizers": None}}))
+    async with kept(kubectl, namespace, pod):
+        begun = await scheduler.perform(job, action(ActionKind.SUSPEND, told.incarnation), mark)
+        assert (begun.status, pod in begun.detail) == (OutcomeStatus.UNKNOWN, True)
+        told = await until_seen(scheduler, job, Liveness.PENDING)
+        with pytest.raises(RefusedError, match="may still run from before"):
+            await scheduler.perform(job, action(ActionKind.RESUME, told.incarnation), fence())
     found = await scheduler.find(job, mark)
     assert found is not None
     assert found.status is OutcomeStatus.DONE
@@ -616,6 +627,62 @@ async def test_cordon_and_uncordon(
     assert not (await kubectl.get("node", "hollow-b"))["spec"].get("unschedulable")
     with pytest.raises(RefusedError, match="no node nowhere"):
         await scheduler.perform(job, action(ActionKind.CORDON_NODE, now, nodes=("nowhere",)), fence())
+
+
+@pytest.mark.parametrize("kind", [ActionKind.CORDON_NODE, ActionKind.DRAIN_NODE])
+async def test_what_was_done_to_one_of_two_nodes_is_done_to_the_other_before_it_counts(
+    scheduler: KubernetesScheduler,
+    make_scheduler: MakeScheduler,
+    proxy: Proxy,
+    kubectl: Kubectl,
+    namespace: str,
+    whole_nodes: None,
+    kind: ActionKind,
+) -> None:
+    job = await started(kubectl, namespace)
+    now = (await until_seen(scheduler, job, Liveness.RUNNING)).incarnation
+    blocked = proxy.refuse(
+        503,
+        "{}",
+        lambda asked: (
+            asked.method == "PATCH" and asked.path.endswith("hollow-b") and "dryRun" not in asked.path_qs
+        ),
+    )
+    mark = fence()
+    begun = await scheduler.perform(job, action(kind, now, nodes=("hollow-a", "hollow-b")), mark)
+    assert begun.status is OutcomeStatus.UNKNOWN
+    assert not (await kubectl.get("node", "hollow-b"))["spec"].get("unschedulable")
+    blocked.times = 0
+    found = await make_scheduler().find(job, mark)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE, found
+    for node in ("hollow-a", "hollow-b"):
+        assert (await kubectl.get("node", node))["spec"]["unschedulable"]
+
+
+@pytest.mark.parametrize("lost", ["bare", "emptyDir"])
+async def test_a_drain_is_refused_where_kubectl_refuses_it_and_changes_nothing(
+    scheduler: KubernetesScheduler, kubectl: Kubectl, namespace: str, whole_nodes: None, lost: str
+) -> None:
+    theirs = {"apiVersion": "v1", "kind": "Pod", **pod_template("healthy", "Never", "theirs")}
+    theirs["metadata"] |= {"name": "theirs", "namespace": namespace}
+    if lost == "emptyDir":
+        theirs = workload("Deployment", namespace, "healthy")
+        theirs["metadata"]["name"] = "theirs"
+        theirs["spec"]["template"]["spec"]["volumes"] = [{"name": "scratch", "emptyDir": {}}]
+    await kubectl.apply(theirs)
+    other = job_of(namespace, theirs["kind"], "theirs")
+    node = (await until_seen(scheduler, other, Liveness.RUNNING)).nodes[0]
+    job = await started(kubectl, namespace, name="mine")
+    now = (await until_seen(scheduler, job, Liveness.RUNNING)).incarnation
+    said = await kubectl("drain", node, "--dry-run=server", "--ignore-daemonsets", check=False)
+    assert ("not managed by" if lost == "bare" else "local storage") in said
+    with pytest.raises(RefusedError, match="nobody makes again" if lost == "bare" else "emptyDir"):
+        await scheduler.perform(job, action(ActionKind.DRAIN_NODE, now, nodes=(node,)), fence())
+    assert "unschedulable" not in (await kubectl.get("node", node))["spec"]
+    told = await until_seen(scheduler, other, Liveness.RUNNING)
+    own = action(ActionKind.DRAIN_NODE, told.incarnation, nodes=(node,))
+    assert (await scheduler.perform(other, own, fence())).status is OutcomeStatus.DONE
 
 
 async def test_a_drain_respects_a_disruption_budget_and_is_finished_later(
