@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from typer.main import get_command
 
+from tests.flows.simulation import SimulatedClusterBlock, Simulation
 from tests.ledger import facts
 from trainguard.cli import main as command_line
 from trainguard.cli.rules import rules_app
@@ -294,3 +295,20 @@ def test_problems_of_own_rules_are_printed_as_facts(
     assert done.json["problems"] == ["OWN-001: no samples"] and done.json["rules"] > 100
     monkeypatch.setattr("trainguard.cli.rules.problems", lambda catalogue: iter(()))
     assert run("rules", "lint", "--json").code == 0
+
+
+def test_the_doctor_logs_in_to_a_cluster_without_being_told_a_job(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = Simulation()
+
+    async def block(_slug: str) -> SimulatedClusterBlock:
+        return SimulatedClusterBlock(cluster=simulation.cluster.name)
+
+    monkeypatch.setattr("trainguard.blocks.clusters.as_block", block)
+    found = run("doctor", "--cluster", "simulated-cluster/lab", "--json").json["findings"]
+    (row,) = [one for one in found if one["what"] == "simulated-cluster/lab"]
+    assert row["state"] == "ok" and row["detail"].startswith("1 job seen;")
+    simulation.cluster.reachable = False
+    found = run("doctor", "--cluster", "simulated-cluster/lab", "--json").json["findings"]
+    assert [one["state"] for one in found if one["what"] == "simulated-cluster/lab"] == ["missing"]

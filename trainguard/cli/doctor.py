@@ -37,7 +37,10 @@ def doctor(
     cluster: Annotated[str, typer.Option(help="Its cluster's block, such as slurm-cluster/lab.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with stable field names.")] = False,
 ) -> None:
-    """Say what can be reached and done, what can't, and why. Exits 1 where something needed is missing."""
+    """Say what can be reached and done, what can't, and why. Exits 1 where something needed is missing.
+
+    A cluster alone is logged in to and its jobs are counted; with a job it says what can be done to that.
+    """
     findings = asyncio.run(_examine(job, cluster))
     if as_json:
         typer.echo(json.dumps({"findings": findings}, indent=2))
@@ -48,6 +51,11 @@ def doctor(
         Console(highlight=False).print(shown)
     if any(row["state"] == "missing" for row in findings):
         raise typer.Exit(1)
+
+
+def _listed(count: int) -> str:
+    seen = f"{count} job{'s' * (count != 1)} seen"
+    return f"{seen}; with a job's id this says what can be done to it"
 
 
 def _found(what: str, state: str, detail: str, remedy: str = "") -> Finding:
@@ -128,9 +136,11 @@ async def _job(job: str | None, slug: str) -> list[Finding]:
         scheduler = block.make_scheduler()
     except TrainguardError as problem:
         return [_found(slug, "missing", str(problem), getattr(problem, "remedy", ""))]
-    ref = JobRef(scheduler=scheduler.name, cluster=block.cluster_name(), id=job or "")
     try:
-        known = load_job(Path(job or ""), block.cluster_name()) if not slug else Job(ref=ref, name=job or "")
+        if job is None:
+            return [_found(slug, "ok", _listed(len(await scheduler.discover("*"))))]
+        ref = JobRef(scheduler=scheduler.name, cluster=block.cluster_name(), id=job)
+        known = Job(ref=ref, name=job) if slug else load_job(Path(job), block.cluster_name())
         access = await scheduler.validate(known)
     except TrainguardError as problem:
         return [_found(job or slug, "missing", str(problem), getattr(problem, "remedy", ""))]
