@@ -12,9 +12,10 @@ from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, mod
 
 from trainguard.blocks.scheduler_block import SchedulerBlock
 from trainguard.core.errors import ConfigError
+from trainguard.core.job import Job
 from trainguard.schedulers.base import Scheduler
 from trainguard.schedulers.kubernetes import KubernetesScheduler
-from trainguard.schedulers.kubernetes.kinds import JobName
+from trainguard.schedulers.kubernetes.kinds import JobName, parse_job_name
 from trainguard.schedulers.kubernetes.manifest import read_manifest
 from trainguard.schedulers.kubernetes.reading import Limits
 from trainguard.transports.kube import Object
@@ -108,6 +109,25 @@ class KubernetesCluster(SchedulerBlock):
         """Name the cluster."""
         return self.cluster
 
+    def place(self, job: Job) -> Job:
+        """Complete a job, named `namespace/Kind/name`, `kind/name` or by its manifest, as text or as a path.
+
+        Raises ConfigError where that names no job.
+        """
+        if job.ref.scheduler in ("", self.scheduler_name):
+            found = self._named(job.ref.id).id
+            if found != job.ref.id:
+                own = "" if job.name == Job(ref=job.ref).name else job.name
+                ref = job.ref.model_copy(update={"id": found})
+                job = Job.model_validate({**dict(job), "ref": ref, "name": own})
+        return super().place(job)
+
+    def _named(self, given: str) -> JobName:
+        if not _is_manifest(given):
+            return parse_job_name(given, self.namespace)
+        kind, manifest = read_manifest(_text(given, "job"), self.namespace, "job")
+        return JobName(manifest["metadata"]["namespace"], kind, manifest["metadata"]["name"])
+
     def access(self) -> KubeAccess:
         """Say how to get in. Raises ConfigError for a text that names a command, unless that is allowed."""
         if self.kubeconfig is not None:
@@ -156,9 +176,26 @@ def _state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "trainguard"
 
 
+def _is_text(given: str) -> bool:
+    return "\n" in given or given.lstrip().startswith("{")
+
+
+def _is_manifest(given: str) -> bool:
+    """Tell a manifest, or the path of one, from a job's name, which may end like a path."""
+    if _is_text(given):
+        return True
+    if not given.endswith((".yaml", ".yml", ".json")):
+        return False
+    try:
+        parse_job_name(given, "any")
+    except ConfigError:
+        return True
+    return Path(given).expanduser().is_file()
+
+
 def _text(given: str, field: str) -> str:
     """Read a manifest that is given as a path; what has line breaks or braces is the manifest itself."""
-    if "\n" in given or given.lstrip().startswith("{"):
+    if _is_text(given):
         return given
     try:
         return Path(given).expanduser().read_text("utf-8")

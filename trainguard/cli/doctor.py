@@ -139,8 +139,7 @@ async def _job(job: str | None, slug: str) -> list[Finding]:
     try:
         if job is None:
             return [_found(slug, "ok", _listed(len(await scheduler.discover("*"))))]
-        ref = JobRef(scheduler=scheduler.name, cluster=block.cluster_name(), id=job)
-        known = Job(ref=ref, name=job) if slug else load_job(Path(job), block.cluster_name())
+        known = block.place(Job(ref=JobRef(id=job))) if slug else load_job(Path(job), block.cluster_name())
         access = await scheduler.validate(known)
     except TrainguardError as problem:
         return [_found(job or slug, "missing", str(problem), getattr(problem, "remedy", ""))]

@@ -83,7 +83,10 @@ def run(
 
 def watch(
     job: Annotated[
-        str, typer.Argument(help="State folder of a local job, or the id by which its scheduler knows it.")
+        str,
+        typer.Argument(
+            help="State folder of a local job, the id by which its scheduler knows it, or its Kubernetes manifest."
+        ),
     ],
     cluster: ClusterSlug = "",
     name: Annotated[str, typer.Option(help="What to call it; by default its id.")] = "",

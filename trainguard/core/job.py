@@ -19,7 +19,7 @@ class JobRef(Fact):
     cluster: str = ""
     """The cluster as its block names it; empty: that block's. One connection and one watcher serve all its jobs."""
     id: str
-    """Native name: state folder, Slurm job id, `namespace/kind/name`."""
+    """Native name: state folder, Slurm job id, `namespace/Kind/name` or, given to a guard, its manifest."""
 
     @property
     def key(self) -> str:
@@ -122,7 +122,7 @@ class Job(Fact):
     def _named(cls, given: Any) -> Any:
         if isinstance(given, dict) and not given.get("name") and given.get("ref"):
             ref = JobRef.model_validate(given["ref"])
-            return {**given, "name": ref.id.rstrip("/").rpartition("/")[2]}
+            return {**given, "name": ref.id.rstrip("/").rpartition("/")[2].partition("\n")[0]}
         return given
 
     @property
