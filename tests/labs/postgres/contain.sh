@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # contain.sh DATA COMMAND...: run a command as deployments/compose/compose.yaml contains it, without Docker: the
 # file system is read-only but for /tmp, which is new and empty, and /mnt, which is DATA; the user is 10001 and
-# has no capability but that of reading where this checkout lies in root's home. The environment is the caller's.
+# has no capability but that of reading where Python itself lies in root's home. The environment is the caller's.
 set -euo pipefail
 data=$1
 shift

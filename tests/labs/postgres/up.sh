@@ -8,6 +8,11 @@ if ! [ "$(id -u)" = 0 ] || ! command -v apt-get >/dev/null; then
   echo "postgres lab: needs root on Debian" >&2
   exit 2
 fi
+if [[ $here == /tmp/* ]] || ! setpriv --reuid 10001 --regid 10001 --clear-groups test -x "$here"; then
+  echo "postgres lab: the containers' user must reach $here, and has a /tmp of its own: put the checkout neither" \
+    "under /tmp nor into a folder that only its owner may enter" >&2
+  exit 2
+fi
 mkdir -p "$lab"
 "$here/../slurm/install.sh" "$lab" postgresql redis-server
 bin=$(find /usr/lib/postgresql -mindepth 2 -maxdepth 2 -name bin | sort -V | tail -n 1)
