@@ -967,10 +967,9 @@ async def test_a_cron_jobs_job_is_made_again_where_trainings_may_overlap_and_not
     make_scheduler: MakeScheduler, proxy: Proxy, kubectl: Kubectl, hollow: Hollow, namespace: str
 ) -> None:
     scheduler = make_scheduler(action_seconds=2.0)
-    await kubectl.apply(cron_job(namespace, "Allow"))
-    job = job_of(namespace, "CronJob", "nightly")
-    told = await until_seen(scheduler, job, Liveness.RUNNING, seconds=90)
-    await hollow.exit(namespace, await pod_of(kubectl, namespace), 3)
+    job = await started_by_cron(kubectl, namespace)
+    told = await until_seen(scheduler, job, Liveness.RUNNING)
+    await hollow.exit(namespace, await pod_of(kubectl, namespace, "nightly-1"), 3)
     told = await until_seen(scheduler, job, Liveness.FAILED)
     first = (await jobs_of(kubectl, namespace))[0]["metadata"]["name"]
     again = await scheduler.perform(job, action(ActionKind.RESTART, told.incarnation), fence())
@@ -981,6 +980,8 @@ async def test_a_cron_jobs_job_is_made_again_where_trainings_may_overlap_and_not
     mark = fence()
     begun = await scheduler.perform(job, action(ActionKind.RESTART, new), mark)
     assert begun.status is OutcomeStatus.UNKNOWN
+    now = json.dumps({"spec": {"schedule": "* * * * *"}})
+    await kubectl("-n", namespace, "patch", "cronjob", "nightly", "-p", now)
 
     async def scheduled() -> list[Object] | None:
         return [one for one in await jobs_of(kubectl, namespace) if one["metadata"]["name"] != first] or None

@@ -261,7 +261,12 @@ async def test_a_pod_whose_dead_node_is_deleted_is_lost_and_stays_so(
     told = await until_seen(scheduler, lone, Liveness.FAILED, seconds=60)
     assert (told.native, told.bad_nodes) == ("NodeLost", (lone_node,))
     await kubectl("delete", "node", lone_node)
-    told = await until_told(scheduler, lone, lambda told: "the node is gone" in told.reason)
+    # since when it is gone is not on record: for a moment that is not known
+    told = await until_told(
+        scheduler,
+        lone,
+        lambda told: "the node is gone" in told.reason and told.liveness is not Liveness.UNKNOWN,
+    )
     assert (told.liveness, told.native) == (Liveness.FAILED, "NodeLost")
     assert (await seen(scheduler, train)).liveness is Liveness.RUNNING
     await kubectl("-n", namespace, "delete", "pod", "lone", "--grace-period=0", "--force")
