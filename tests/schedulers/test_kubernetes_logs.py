@@ -112,3 +112,21 @@ def test_a_cursor_survives_its_own_writing() -> None:
     assert places is not None
     assert parse_cursor(write_cursor(places)) == places
     assert isinstance(Run, type)
+
+
+def test_init_containers_and_sidecars_have_logs_too() -> None:
+    """A native sidecar is an init container that goes on running."""
+    one = pod()
+    one["status"]["containerStatuses"].append({"name": "upload", "restartCount": 0, "state": {"running": {}}})
+    one["status"]["initContainerStatuses"] = [
+        {"name": "fetch", "restartCount": 1, "state": {"terminated": {"exitCode": 0}}},
+        {"name": "proxy", "restartCount": 0, "state": {"running": {}}},
+    ]
+    found = {(run.container, run.restart, run.ended) for run in runs_of([one], {}, everything=True)}
+    assert found == {
+        ("main", 0, False),
+        ("upload", 0, False),
+        ("fetch", 0, True),
+        ("fetch", 1, True),
+        ("proxy", 0, False),
+    }
