@@ -38,7 +38,7 @@ def plan(verdict: Verdict = Verdict.ASK) -> Plan:
 def known(**changes: object) -> IncidentFile:
     cited = Citation(source=LOG, line=188, text="FloatingPointError: loss is not finite `since` step 85")
     found = facts.diagnosis().model_copy(
-        update={"citations": (cited,), "code_location": "/work/trainer.py:106"}
+        update={"citations": (cited,), "code_location": "/jobs/trainer.py:106"}
     )
     file = IncidentFile(job=facts.JOB, incident=facts.incident(), diagnosis=found, plan=plan())
     return file.model_copy(update=changes)
@@ -83,7 +83,7 @@ def test_a_report_tells_the_whole_story_of_an_incident() -> None:
 
 def test_code_and_cited_lines_are_shown_as_they_are_printed() -> None:
     page = incident_report(known())
-    assert "In the code: `/work/trainer.py:106`" in page
+    assert "In the code: `/jobs/trainer.py:106`" in page
     assert "`` FloatingPointError: loss is not finite `since` step 85 ``" in page
 
 
