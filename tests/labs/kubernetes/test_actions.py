@@ -588,7 +588,13 @@ NODES = ["hollow-a", "hollow-b", "hollow-c"]
 
 @pytest.fixture
 async def whole_nodes(kubectl: Kubectl, hollow: Hollow) -> AsyncIterator[None]:
-    """Whatever a test does to the nodes is undone."""
+    """No pod of an earlier test is on the nodes any more; whatever a test does to them is undone."""
+
+    async def left_alone() -> bool | None:
+        pods = (await kubectl.get("pods", "-A", "--field-selector=status.phase=Running"))["items"]
+        return True if not any(pod["spec"].get("nodeName") in NODES for pod in pods) else None
+
+    await until(left_alone, 60)
     yield
     for node in NODES:
         await hollow.post(f"/node/{node}/revive")
