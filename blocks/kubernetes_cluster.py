@@ -67,11 +67,6 @@ class KubernetesCluster(SchedulerBlock):
         description="Credentials block of prefect-kubernetes. Its kubeconfig is stored readable, not as a secret.",
     )
     namespace: str = Field(default="default", description="Namespace of jobs that name none.")
-    manifests: list[str] = Field(
-        default_factory=list,
-        description="Manifests of jobs, as YAML or JSON text or as paths, for the server to judge when the job is "
-        "validated. Nothing is made from them: a job is made again from what the cluster has of it.",
-    )
     volumes: dict[str, str] = Field(
         default_factory=dict,
         description="Folders in the jobs' pods, and where the guards see the same volume: "
@@ -148,23 +143,12 @@ class KubernetesCluster(SchedulerBlock):
             return KubeAccess(in_cluster=True)
         return KubeAccess(context=self.context)
 
-    def given_manifests(self) -> dict[str, Object]:
-        """Read the manifests, by job id. Raises ConfigError naming the one that can't be used and why."""
-        read = dict[str, Object]()
-        for index, given in enumerate(self.manifests):
-            field = f"manifests[{index}]"
-            kind, manifest = read_manifest(_text(given, field), self.namespace, field)
-            metadata = manifest["metadata"]
-            read[JobName(metadata["namespace"], kind, metadata["name"]).id] = manifest
-        return read
-
     def make_scheduler(self) -> Scheduler:
         """Make the adapter."""
         folder = self.manifest_folder or _state_folder() / "manifests" / self.cluster
         return KubernetesScheduler(
             self.cluster,
             self.access(),
-            self.given_manifests(),
             folder.expanduser(),
             Limits(failed_pod_is_failure=self.failed_pod_is_failure),
             volumes_here=self.volumes,

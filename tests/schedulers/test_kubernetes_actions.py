@@ -784,6 +784,26 @@ async def test_a_pod_that_is_well_again_is_not_deleted_by_what_was_decided_befor
     assert f"{PODS}/train-2" in kube.objects
 
 
+async def test_a_pod_whose_deletion_was_not_answered_is_not_called_deleted(
+    kube: FakeKube, process: Process
+) -> None:
+    kube.add(JOBS, running_job())
+    kube.add(PODS, stuck_pod("train-1"))
+    lost = [500]
+
+    def rule(asked: Asked) -> tuple[int, str] | None:
+        return (lost.pop(), "") if lost and asked.method == "DELETE" and not asked.dry else None
+
+    kube.rules.append(rule)
+    outcome = await process.actions.perform(JOB, restart(kind=ActionKind.DELETE_POD), FENCE)
+    assert outcome.status is OutcomeStatus.UNKNOWN
+    assert f"{PODS}/train-1" in kube.objects
+    found = await process.actions.find(JOB, FENCE)
+    assert found is not None
+    assert found.status is OutcomeStatus.DONE
+    assert f"{PODS}/train-1" not in kube.objects
+
+
 async def test_what_comes_back_in_the_middle_of_a_rollout_restart_is_left_alone(
     kube: FakeKube, process: Process
 ) -> None:

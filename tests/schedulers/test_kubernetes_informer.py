@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ class Watched:
         self._heard = asyncio.Event()
         self.informer = Informer(ClusterApi(kube), KINDS[kind], "ml", self._heard.set, index=index_words)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         async with asyncio.timeout(10):
             while not condition():
                 await self._heard.wait()
@@ -194,7 +195,7 @@ async def test_every_recorded_410_means_listing_again_and_nothing_is_lost(
     for number, error in enumerate(errors):
         kube.add(PODS, {"metadata": {"name": f"p-{number}", "namespace": "ml"}})  # no event says so
         kube.say("ERROR", error)
-        await one.until(lambda name=f"p-{number}": one.informer.get("ml", name) is not None)  # type: ignore[misc]
+        await one.until(partial(one.informer.get, "ml", f"p-{number}"))
         assert await asyncio.wait_for(kube.marks.get(), 5) == "1"
     assert kube.lists(PODS) == 1 + len(errors)
     assert (one.informer.sight, one.informer.error) == (Sight.WATCHING, None)

@@ -118,21 +118,6 @@ def test_two_ways_in_are_one_too_many(tmp_path: Path) -> None:
         KubernetesCluster(kubeconfig_path=tmp_path / "config", in_cluster=True)
 
 
-def test_the_blocks_manifests_are_read_as_text_and_as_file(tmp_path: Path) -> None:
-    text = "apiVersion: batch/v1\nkind: Job\nmetadata: {name: train}\nspec: {}\n"
-    file = tmp_path / "job.yaml"
-    file.write_text(text.replace("train", "other"))
-    block = KubernetesCluster(namespace="ml", manifests=[text, str(file)])
-    assert set(block.given_manifests()) == {"ml/Job/train", "ml/Job/other"}
-    for given, why in (
-        (str(tmp_path / "none.yaml"), "can't be read"),
-        (text.replace("name: train", "generateName: t-"), "generateName"),
-    ):
-        with pytest.raises(ConfigError, match=why) as refused:
-            KubernetesCluster(manifests=[given]).given_manifests()
-        assert refused.value.field == "manifests[0]"
-
-
 @dataclass
 class Server:
     """A small API server that knows one token."""

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from tests.labs.kubernetes.acting import workload
 from tests.labs.kubernetes.conftest import Kubectl, job_manifest, job_of, pod_template
-from tests.labs.kubernetes.test_actions import workload
 from tests.labs.kubernetes.test_watch import seen, started, until, until_seen
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.observation import Liveness

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.labs.kubernetes.acting import action, fence
 from tests.labs.kubernetes.conftest import Kubectl, job_of
-from tests.labs.kubernetes.test_actions import action, fence
 from tests.labs.kubernetes.test_watch import until, until_seen
 from trainguard.core.action import ActionKind, Outcome, OutcomeStatus
 from trainguard.core.errors import RefusedError

@@ -12,18 +12,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from tests.labs.kubernetes.acting import OPERATORS, Operator, action, custom, fence, started_by_cron, workload
 from tests.labs.kubernetes.conftest import Hollow, Kubectl, MakeScheduler, job_of, pod_template
 from tests.labs.kubernetes.proxy import Proxy
-from tests.labs.kubernetes.test_actions import (
-    OPERATORS,
-    Operator,
-    action,
-    custom,
-    fence,
-    started_by_cron,
-    whole_nodes,
-    workload,
-)
+from tests.labs.kubernetes.test_nodes import whole_nodes
 from tests.labs.kubernetes.test_watch import pod_of, seen, started, until_seen
 from trainguard.core.action import ActionKind, OutcomeStatus
 from trainguard.core.errors import AccessRefusedError

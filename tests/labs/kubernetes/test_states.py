@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.labs.kubernetes.acting import workload
 from tests.labs.kubernetes.conftest import (
     LIMITS,
     Hollow,
@@ -24,7 +25,6 @@ from tests.labs.kubernetes.conftest import (
     pod_template,
 )
 from tests.labs.kubernetes.proxy import Proxy
-from tests.labs.kubernetes.test_actions import workload
 from tests.labs.kubernetes.test_watch import pod_of, seen, until, until_seen
 from trainguard.core.job import Job
 from trainguard.core.observation import Liveness, Observation
@@ -53,14 +53,14 @@ async def until_told(
 
 
 @asynccontextmanager
-async def noted(scheduler: Scheduler, job: Job) -> AsyncIterator[list[Observation]]:
+async def noted(scheduler: KubernetesScheduler, job: Job) -> AsyncIterator[list[Observation]]:
     """Everything that is told of a job meanwhile."""
     told = [await seen(scheduler, job)]
 
     async def note() -> None:
         sequence = -1
         while True:
-            sequence = await scheduler.wait(sequence, 0.2)  # type: ignore[attr-defined]
+            sequence = await scheduler.wait(sequence, 0.2)
             told.append(await seen(scheduler, job))
 
     task = asyncio.create_task(note())

@@ -35,7 +35,6 @@ from trainguard.schedulers.kubernetes.store import ManifestStore
 from trainguard.schedulers.kubernetes.target import pods_of, resolve
 from trainguard.transports.kube import Kube, Object
 from trainguard.transports.kube_access import KubeAccess
-from trainguard.transports.kube_errors import ConflictError
 
 ACTION_SECONDS = 120.0
 """How long an action may wait for old pods to go before it answers that the end is not known."""
@@ -52,7 +51,6 @@ class KubernetesScheduler(Scheduler, Wakes):
         self,
         cluster: str,
         access: KubeAccess,
-        manifests: Mapping[str, Object] | None = None,
         manifest_folder: Path | None = None,
         limits: Limits | None = None,
         action_seconds: float = ACTION_SECONDS,
@@ -68,7 +66,6 @@ class KubernetesScheduler(Scheduler, Wakes):
         self._logs = PodLogs(self._kube)
         self._collector = Collector(self._api, self._logs)
         self._actions = Actions(self._api, self._sight, store, limits, action_seconds)
-        self._manifests = dict(manifests or {})
         self._volumes = dict(volumes_here or {})
         self._closed = False
 
@@ -95,24 +92,8 @@ class KubernetesScheduler(Scheduler, Wakes):
             logs_readable=not unread,
             possible=self.supports - set(impossible),
             impossible=impossible,
-            warnings=(
-                *(f"no right to {right}: {rule([right])}" for right in (*unseen, *unread)),
-                *await self._wrong_in_manifest(name),
-            ),
+            warnings=tuple(f"no right to {right}: {rule([right])}" for right in (*unseen, *unread)),
         )
-
-    async def _wrong_in_manifest(self, name: JobName) -> tuple[str, ...]:
-        """Let the server judge the job's manifest, where one was given, without making anything."""
-        manifest = self._manifests.get(name.id)
-        if manifest is None:
-            return ()
-        try:
-            await self._api.create(name.kind, manifest, dry_run=True)
-        except (ConflictError, AccessRefusedError):
-            return ()  # valid, but for the job that is there; or not to be judged by this user
-        except RefusedError as error:
-            return (f"the manifest of {name.id} is refused: {error}",)
-        return ()
 
     async def observe(self, jobs: Sequence[Job]) -> Mapping[JobRef, Observation]:
         """See `Scheduler.observe`."""

@@ -184,7 +184,10 @@ class Changer:
         obj = await self._change(job, target, judge, without)
         if obj is None:
             return _lost(fence)
-        names = await self.delete_pods(obj, fence)
+        try:
+            names = await self.delete_pods(obj, fence)
+        except LostAnswerError:
+            return _lost(fence)
         return done(fence, f"deleted {', '.join(names) or 'nothing: all were gone or well by then'}")
 
     async def _try_deletion(self, target: Target, chosen: Iterable[PodView]) -> None:
@@ -195,7 +198,10 @@ class Changer:
                 await self._api.delete(KINDS["Pod"], by_uid[view.uid], dry_run=True)
 
     async def delete_pods(self, obj: Object, fence: Fence) -> list[str]:
-        """Delete the pods that a fence names, by uid; those that are gone, going or well again are left alone."""
+        """Delete the pods that a fence names, by uid; those that are gone, going or well again are left alone.
+
+        Raises LostAnswerError where a deletion may not have happened.
+        """
         intent = intent_of(obj, fence) or {}
         wanted = set(intent.get("pods", "").split(",")) - {""}
         names = list[str]()
@@ -206,7 +212,7 @@ class Changer:
             view = read_pod(pod, Scene(time.time(), limits=self._limits))
             if action.kind is ActionKind.DELETE_POD and not _unfit(view, action.nodes):
                 continue
-            with contextlib.suppress(NotFoundError, ConflictError, LostAnswerError):
+            with contextlib.suppress(NotFoundError, ConflictError):
                 await self._api.delete(KINDS["Pod"], pod)
             names.append(reading.name(pod))
         return names

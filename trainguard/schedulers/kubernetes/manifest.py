@@ -1,4 +1,4 @@
-"""What a job is made again from: manifests given by owners, or the live object without what servers wrote.
+"""Manifests: those that name a job, and what a job is made again from, the live object without what servers wrote.
 
 And what a restart changes in it: where to resume, which nodes to avoid, memory, time limit. Pure.
 """

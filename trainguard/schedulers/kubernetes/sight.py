@@ -17,12 +17,10 @@ from trainguard.schedulers.kubernetes.api import ClusterApi
 from trainguard.schedulers.kubernetes.batch import newest_job
 from trainguard.schedulers.kubernetes.informer import Informer, Sight
 from trainguard.schedulers.kubernetes.kinds import KINDS, NODE, JobName, Kind, parse_job_id
-from trainguard.schedulers.kubernetes.node_view import read_node
 from trainguard.schedulers.kubernetes.ownership import index_words, job_words, own_pods
-from trainguard.schedulers.kubernetes.pods import NODE_LOST
 from trainguard.schedulers.kubernetes.reading import Limits, Reading, Scene
 from trainguard.schedulers.kubernetes.resources import memory_limit, time_limit
-from trainguard.schedulers.kubernetes.state import incarnation, read_job
+from trainguard.schedulers.kubernetes.state import incarnation, read_job, read_removed
 from trainguard.schedulers.kubernetes.store import ManifestStore
 from trainguard.transports.kube import Object
 
@@ -33,8 +31,6 @@ BLINK_SECONDS = 0.5
 FRESH_SECONDS = 5.0
 """Older news decide nothing that the mere passing of time would decide: see `ClusterSight._said`."""
 REFRESH_PATIENCE = 5.0
-RECREATE_SECONDS = 120.0
-"""For how long a job that a guard deleted counts as being made again."""
 REUSE_SECONDS = 1.0
 REMEMBERED = 5000
 
@@ -268,22 +264,9 @@ class ClusterSight:
             return last.model_copy(
                 update={"at": time.time(), "reason": f"{last.reason}; the object was removed"}
             )
-        scene = self.scene(gone)
-        told = read_job(gone, scene)
-        if told.native == "Recreating":
-            due = (reading.seconds(reading.meta(gone).get("deletionTimestamp")) or 0) + RECREATE_SECONDS
-            if time.time() < due:
-                return self._recreating(ref)
-        if _collected(gone, scene) and told.liveness in (
-            Liveness.PENDING,
-            Liveness.RUNNING,
-            Liveness.STOPPED,
-        ):
-            why = f"removed with its node {reading.spec(gone)['nodeName']}"
-            told = replace(told, liveness=Liveness.FAILED, native=NODE_LOST, reason=why)
-        elif not told.liveness.terminal:
-            told = replace(told, liveness=Liveness.STOPPED, native="Deleted")
-        told = replace(told, restart_underway=False, stuck="")
+        told = read_removed(gone, self.scene(gone))
+        if told.restart_underway:
+            return self._recreating(ref)
         made = self._observation(ref, name, gone, told, str(informer.sight), ())
         self._last[ref] = (reading.uid(gone), made)
         return made
@@ -354,10 +337,3 @@ class ClusterSight:
 
 def _verdict(told: Reading) -> tuple[Liveness, bool, bool]:
     return told.liveness, bool(told.stuck), told.restart_underway
-
-
-def _collected(gone: Object, scene: Scene) -> bool:
-    """Tell a pod that the cluster removed because its node is no more: without grace, for no kubelet could give any."""
-    node = str(reading.spec(gone).get("nodeName") or "")
-    hasty = not reading.meta(gone).get("deletionGracePeriodSeconds")
-    return gone.get("kind") == "Pod" and bool(node) and hasty and read_node(scene.nodes, node).fenced
