@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Completed, Failed
 
 from trainguard.core.action import Outcome, OutcomeStatus
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
@@ -17,7 +17,6 @@ from trainguard.core.masking import mask
 from trainguard.tasks.act import act_all, step_used
 from trainguard.tasks.approval_form import form_for, pause_for_form, take_down
 from trainguard.tasks.ask import (
-    CANCELLER,
     as_approved,
     earlier_answer,
     lost_its_object,
@@ -66,11 +65,8 @@ async def _recover(incident_id: str) -> State[Any]:
 
 def _end_of(incident: Incident) -> State[Any]:
     """The run's end, in the words of the incident's: the list of runs tells what became of each."""
-    outcome = mask(incident.outcome)
-    if CANCELLER in outcome:
-        return Cancelled(message=outcome)
     kind = Failed if incident.state is IncidentState.UNRECOVERABLE else Completed
-    return kind(name=incident.state.value.capitalize(), message=outcome)
+    return kind(name=incident.state.value.capitalize(), message=mask(incident.outcome))
 
 
 async def _report(incident: Incident) -> None:

@@ -68,9 +68,8 @@ async def act(incident: Incident, action: Action, number: int) -> Outcome:
     try:
         await durably(context.ledger.write_intent, context.lease, intent)
     except IntentExistsError:
-        known = await _gone_on_with(
-            context, incident, fence
-        )  # written, though the ledger did not get to say so
+        # It was written, though the ledger did not get to say so.
+        known = await _gone_on_with(context, incident, fence)
         if known is None:
             raise
         return known

@@ -176,5 +176,5 @@ async def _resume(request: ApprovalRequest, answer: ApprovalAnswer) -> None:
             await aresume_flow_run(UUID(request.flow_run_id), run_input=form)
     except NotPausedError:
         logger.debug("%s was answered in its form, which resumed the run", request.id)
-    except (*AWAY, ValueError, RuntimeError) as problem:
+    except (*AWAY, RuntimeError) as problem:
         logger.info("Prefect does not show the answer to %s: %s", request.id, problem)

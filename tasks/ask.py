@@ -24,8 +24,6 @@ from trainguard.tasks.wait import stop_if_wanted
 
 logger = logging.getLogger(__name__)
 
-CANCELLER = "who cancelled the run"
-"""Who refuses by cancelling the run that shows the question: Prefect does not say who it was."""
 LOOK_SECONDS = 10.0
 """Seconds after which answers are looked for again, whether or not there was a look at the job."""
 
@@ -108,7 +106,8 @@ async def wait_for_answer(
             safe = ApprovalForm(decision="refuse", decided_by="nobody", note="the deadline passed")
             return await give(context, request, safe, "deadline")
         if await _refused_by_cancelling(context, request):
-            refusal = ApprovalForm(decision="refuse", decided_by=CANCELLER)
+            # Prefect does not say who it was.
+            refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
             return await give(context, request, refusal, "ui")
         if lost_its_object(context, incident, request.plan):
             return None
@@ -170,7 +169,7 @@ async def _cancelled(flow_run_id: str) -> bool:
     try:
         async with prefect() as client:
             state = (await client.read_flow_run(UUID(flow_run_id))).state
-    except (*AWAY, ValueError):
+    except AWAY:
         return False
     if state is None or state.type not in {StateType.CANCELLING, StateType.CANCELLED}:
         return False
