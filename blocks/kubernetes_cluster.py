@@ -18,7 +18,6 @@ from trainguard.schedulers.kubernetes import KubernetesScheduler
 from trainguard.schedulers.kubernetes.kinds import JobName, parse_job_name
 from trainguard.schedulers.kubernetes.manifest import read_manifest
 from trainguard.schedulers.kubernetes.reading import Limits
-from trainguard.transports.kube import Object
 from trainguard.transports.kube_access import KubeAccess, in_cluster, parse_kubeconfig
 
 

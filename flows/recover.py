@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from trainguard.core.action import Outcome, OutcomeStatus
-from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
+from trainguard.core.decision import CANCEL, Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident, IncidentState
 from trainguard.core.masking import mask
 from trainguard.tasks.act import act_all, step_used
@@ -60,11 +60,14 @@ async def _recover(incident_id: str) -> State[Any]:
             await durably(context.ledger.update_incident, context.lease, incident)
             beside.do(_report(incident))
         await durably(tell_closed, incident)
-    return _end_of(incident)
+    answer = await durably(context.ledger.answer_of, f"{incident.id}-{incident.attempt}")
+    return _end_of(incident, answer)
 
 
-def _end_of(incident: Incident) -> State[Any]:
+def _end_of(incident: Incident, answer: ApprovalAnswer | None) -> State[Any]:
     """The run's end, in the words of the incident's: the list of runs tells what became of each."""
+    if answer is not None and answer.via == CANCEL:
+        return Cancelled(message=mask(incident.outcome))
     kind = Failed if incident.state is IncidentState.UNRECOVERABLE else Completed
     return kind(name=incident.state.value.capitalize(), message=mask(incident.outcome))
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
 
-from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
+from trainguard.core.decision import CANCEL, Answer, ApprovalAnswer, ApprovalRequest, Plan, Verdict
 from trainguard.core.incident import Incident
 from trainguard.core.observation import Liveness
 from trainguard.core.planning import stale
@@ -108,7 +108,7 @@ async def wait_for_answer(
         if await _refused_by_cancelling(context, request):
             # Prefect does not say who it was.
             refusal = ApprovalForm(decision="refuse", decided_by="who cancelled the run")
-            return await give(context, request, refusal, "ui")
+            return await give(context, request, refusal, CANCEL)
         if lost_its_object(context, incident, request.plan):
             return None
         await stop_if_wanted(context)

@@ -88,6 +88,10 @@ class ApprovalRequest(Fact):
         return (*self.earlier, (self.flow_run_id, self.keyset)) if self.flow_run_id else self.earlier
 
 
+CANCEL = "cancel"
+"""The `via` of a refusal by cancelling the run that shows the question."""
+
+
 class ApprovalAnswer(Fact):
     """The one-use decision of a person."""
 
@@ -95,7 +99,7 @@ class ApprovalAnswer(Fact):
     answer: Answer
     by: str
     via: str
-    """ui, cli, slack, mcp or deadline."""
+    """ui, cli, slack, mcp, cancel or deadline."""
     at: float
     note: str = ""
     nodes: tuple[str, ...] | None = None
