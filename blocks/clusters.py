@@ -15,6 +15,9 @@ from trainguard.core.errors import ConfigError
 Cluster = LocalHost | SlurmCluster | KubernetesCluster | str
 """A block picked in the UI, or its slug such as `slurm-cluster/lab`."""
 
+THIS_MACHINE = "trainguard-local-host/this-machine"
+"""The machine where the guard runs: needs no block of that name, for it needs no settings."""
+
 
 async def as_block(cluster: Cluster) -> SchedulerBlock:
     """Load a cluster given by its slug. Raises ConfigError where there is no such block."""
@@ -23,6 +26,8 @@ async def as_block(cluster: Cluster) -> SchedulerBlock:
     try:
         block = await Block.aload(cluster)
     except ValueError as problem:
+        if cluster == THIS_MACHINE:
+            return LocalHost()
         raise ConfigError(
             "cluster", f"there is no block {cluster!r}", "make it in Prefect's UI under Blocks"
         ) from problem

@@ -17,7 +17,6 @@ from prefect.client.orchestration import get_client
 
 from tests.flows.test_survival import Trial
 from tests.worker.pool import Pool, reached, state_of
-from trainguard.blocks.local_host import LocalHost
 from trainguard.cli.prefect_server import free_port
 from trainguard.core.policy import Policy, Preset
 from trainguard.flows.guard import guard
@@ -61,7 +60,6 @@ async def test_the_pools_type_is_known_to_prefect_and_offers_only_the_settings_t
 async def _guarded(trial: Trial, pool: Pool) -> UUID:
     """Start a job that goes on for long and schedule its guard."""
     job = await trial.start(steps=1000, fail_at=0)
-    await LocalHost().save("this-machine", overwrite=True)
     policy = Policy(preset=Preset.AUTONOMOUS)
     parameters = {"job": job, "cluster": "trainguard-local-host/this-machine", "policy": policy}
     return await pool.schedule(guard, parameters)
@@ -95,7 +93,6 @@ async def test_a_second_sigterm_stops_at_once_and_the_job_goes_on(tmp_path: Path
 async def test_the_same_deployment_runs_under_a_stock_process_worker(tmp_path: Path) -> None:
     trial, pool = Trial(tmp_path, "stock"), await Pool().create("process")
     job = await trial.start(steps=140, fail_at=45)
-    await LocalHost().save("this-machine", overwrite=True)
     policy = Policy(preset=Preset.AUTONOMOUS)
     run = await pool.schedule(
         guard, {"job": job, "cluster": "trainguard-local-host/this-machine", "policy": policy}
