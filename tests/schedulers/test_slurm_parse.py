@@ -13,9 +13,10 @@ from trainguard.schedulers.slurm.parse import (
     SACCT_FIELDS,
     SEP,
     SQUEUE_FIELDS,
-    bad_nodes,
     megabytes,
     minutes,
+    nodes,
+    out_of_service,
     sacct_records,
     squeue_format,
     squeue_records,
@@ -157,11 +158,28 @@ def test_a_reused_id_of_another_user_is_no_restart() -> None:
 
 def test_nodes_in_trouble() -> None:
     rows = [("n1", "idle", "none"), ("n2", "down*", "Not responding"), ("n3", "drained", "bad, node"), ("n4", "idle*", "none"),
-            ("n5", "mixed-", "none"), ("n6", "draining", "x\ny")]  # fmt: skip
+            ("n5", "mixed-", "none"), ("n6", "draining", "x\ny"), ("n7", "unknown*", "none")]  # fmt: skip
     text = "".join(SEP.join(row) + MARK + "\n" for row in rows)
-    assert {(node.name, node.reason) for node in bad_nodes(text, MARK)} == {
+    read = nodes(text, MARK)
+    assert {(node.name, node.reason) for node in read if node.bad} == {
         ("n2", "Not responding"), ("n3", "bad, node"), ("n4", "none"), ("n6", "x\ny"),
     }  # fmt: skip
+    assert [node.name for node in read if node.unknown] == ["n7"]
+
+
+def test_a_controller_that_has_just_started_calls_no_node_bad() -> None:
+    """Slurm 22.05 shows every node as unknown for some seconds then; their jobs run on."""
+    (node,) = nodes(SEP.join(("n1", "unknown", "none")) + MARK + "\n", MARK)
+    assert (node.bad, node.unknown) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "out"),
+    [("idle", False), ("idle*", False), ("allocated*", False), ("unknown", False), ("mixed", False), ("reboot^", False),
+     ("down", True), ("down*", True), ("drained", True), ("draining*", True), ("fail", True), ("failing", True)],
+)  # fmt: skip
+def test_which_nodes_are_given_to_no_job_until_somebody_returns_them(state: str, out: bool) -> None:
+    assert out_of_service(state) is out
 
 
 @pytest.mark.parametrize(

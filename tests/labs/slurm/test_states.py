@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.labs.slurm.lab_cluster import Cluster, until
-from trainguard.core.action import Action, ActionKind, Fence
+from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
 from trainguard.core.errors import UnreachableError
 from trainguard.core.job import Job
 from trainguard.core.observation import Liveness, Observation
@@ -344,6 +344,42 @@ async def test_a_dead_controller_gives_no_verdict(acct: Cluster) -> None:
         acct.start("slurmctld")
     again = await until_seen(scheduler, job, is_(Liveness.RUNNING), "runs still")
     assert again.incarnation == seen.incarnation
+
+
+async def test_a_controller_that_has_just_started_calls_no_node_bad_and_takes_a_restart(
+    acct: Cluster,
+) -> None:
+    """For some seconds it does not know the state of any node: that is no trouble, nor a lack of nodes."""
+    scheduler = acct.scheduler()
+    running = acct.job(acct.submit(acct.job_folder(), BASH + "sleep 300\n", "--exclusive"))
+    ended = acct.job(acct.submit(acct.job_folder(), BASH + "exit 3\n", "--nodes=2"))
+    seen = await until_seen(scheduler, running, is_(Liveness.RUNNING), "runs")
+    failed = await until_seen(scheduler, ended, is_(Liveness.FAILED), "has failed")
+    assert failed.incarnation is not None
+
+    def states() -> set[str]:
+        return set(acct.run("sinfo", "-h", "-N", "-o", "%T", check=False).split())
+
+    nodes = [acct.node(number) for number in range(1, int(acct.facts["NODES"]) + 1)]
+    kill_controller(acct)
+    try:
+        for node in nodes:
+            acct.signal(f"slurmd-{node}", signal.SIGSTOP)  # they register late
+        acct.start("slurmctld")
+        acct.wait(lambda: bool(states()), 40, "slurmctld answers")
+        assert (await scheduler.observe([running]))[running.ref].bad_nodes == ()
+        action = Action(
+            kind=ActionKind.RESTART_EXCLUDING_NODE, incarnation=failed.incarnation, nodes=(nodes[-1],)
+        )
+        outcome = await scheduler.perform(ended, action, Fence(token="tg-unknown-1", incident="lab", lease=1))
+        assert outcome.status is OutcomeStatus.DONE, outcome
+        assert states() == {"unknown"}
+    finally:
+        for node in nodes:
+            acct.signal(f"slurmd-{node}", signal.SIGCONT)
+    acct.wait(lambda: "unknown" not in states(), 60, "the nodes are known")
+    again = (await scheduler.observe([running]))[running.ref]
+    assert (again.liveness, again.incarnation, again.bad_nodes) == (Liveness.RUNNING, seen.incarnation, ())
 
 
 def kill_controller(cluster: Cluster) -> None:

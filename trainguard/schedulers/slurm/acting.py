@@ -241,11 +241,14 @@ class Actor:
         return found
 
     async def _unsafe_nodes(self, target: Target) -> tuple[str, ...]:
-        """Nodes where the old processes may live on: after a node failure they are not killed but out of sight."""
+        """Nodes where the old processes may live on: after a node failure they are not killed but out of sight.
+
+        A node whose state is not determined yet is one of them.
+        """
         if not any(record.state in {"NODE_FAIL", "BOOT_FAIL"} for record in target.records):
             return ()
-        bad = {node.name for node in await self._client.bad_nodes()}
-        return tuple(node for node in target.seen.nodes if node in bad)
+        unsafe = {node.name for node in await self._client.nodes() if node.bad or node.unknown}
+        return tuple(node for node in target.seen.nodes if node in unsafe)
 
     async def _link(self, target: Target, name: str, checkpoint: str) -> None:
         directory = target.job.checkpoints.directory if target.job.checkpoints is not None else ""

@@ -32,7 +32,7 @@ class Partition:
 
     max_minutes: int | None
     memory: dict[str, int]
-    """Megabytes of each node that could run something."""
+    """Megabytes of each node that is in service, those counted that do not answer at the moment."""
     nodes: frozenset[str]
 
 
@@ -51,8 +51,7 @@ async def partition_of(client: SlurmClient, detail: Detail) -> Partition:
     up = {
         row["NodeList"].strip(): parse.megabytes(row["Memory"]) or 0
         for row in rows
-        if not row["StateLong"].strip().lower().startswith(("down", "drain", "fail", "unk"))
-        and not row["StateLong"].strip().endswith("*")
+        if not parse.out_of_service(row["StateLong"])
     }
     return Partition(
         parse.minutes(parse.show_value(shown.text, "MaxTime")),
@@ -103,7 +102,7 @@ def _excluding(wanted: set[str], detail: Detail, partition: Partition) -> Change
     need = int(detail.get("NumNodes").partition("-")[0] or 1)
     if len(left) < need:
         raise RefusedError(
-            f"without {', '.join(nodes)} only {len(left)} usable nodes are left, the job needs {need}"
+            f"without {', '.join(nodes)} only {len(left)} nodes in service are left, the job needs {need}"
         )
     text = ",".join(nodes)
     return Changes(

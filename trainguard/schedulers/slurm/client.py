@@ -11,7 +11,7 @@ from typing import Protocol
 from trainguard.core.errors import AccessRefusedError, RefusedError, UnreachableError
 from trainguard.schedulers.slurm import parse
 from trainguard.schedulers.slurm.ids import JobId, job_id
-from trainguard.schedulers.slurm.parse import BadNode, Record
+from trainguard.schedulers.slurm.parse import Node, Record
 from trainguard.transports.posix_shell import Command, Result, new_mark
 
 IDS_PER_COMMAND = 5_000
@@ -40,7 +40,7 @@ class Look:
 
     now: float
     records: list[Record]
-    bad_nodes: list[BadNode]
+    bad_nodes: list[Node]
 
     @cached_property
     def by_base(self) -> dict[int, list[Record]]:
@@ -115,16 +115,16 @@ class SlurmClient:
         queues = [squeue(mark, f"--jobs={','.join(chunk)}") for chunk in chunks]
         *queued, nodes, date = await self.run([*queues, node_states(mark), Command(("date", "+%s"))], now=now)
         records = [record for answer in queued for record in self._records(answer, mark)]
-        bad = parse.bad_nodes(nodes.text, mark) if nodes.code == 0 else []
+        bad = [node for node in parse.nodes(nodes.text, mark) if node.bad] if nodes.code == 0 else []
         return Look(_clock(date), records, bad)
 
-    async def bad_nodes(self) -> list[BadNode]:
-        """Ask for the nodes in trouble. Raises UnreachableError: without an answer none is known to be sound."""
+    async def nodes(self) -> list[Node]:
+        """Ask for all nodes. Raises UnreachableError: without an answer none is known to be sound."""
         mark = new_mark()
         (nodes,) = await self.run([node_states(mark)])
         if nodes.code != 0:
             raise UnreachableError(f"the Slurm controller does not tell the nodes' states: {nodes.problem}")
-        return parse.bad_nodes(nodes.text, mark)
+        return parse.nodes(nodes.text, mark)
 
     async def own(self) -> list[Record]:
         """Ask the controller for all jobs of the login's user."""

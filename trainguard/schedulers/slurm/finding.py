@@ -73,7 +73,7 @@ class Finder:
             raise UnreachableError(f"the Slurm controller does not answer: {nodes.problem}")
         if noted.code not in {0, NONE}:
             raise UnreachableError(f"whether {fence.token} was begun can't be read: {noted.problem}")
-        drained = [n.name for n in parse.bad_nodes(nodes.text, mark) if fence.token in n.reason.split()]
+        drained = [n.name for n in parse.nodes(nodes.text, mark) if n.bad and fence.token in n.reason.split()]
         if drained:
             return _done(fence, f"drained: {', '.join(drained)}")
         written = note(noted, fence.token)

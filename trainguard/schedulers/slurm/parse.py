@@ -61,12 +61,22 @@ class Record:
 
 
 @dataclass(frozen=True)
-class BadNode:
-    """A node that Slurm holds for down, drained, failing or not answering."""
+class Node:
+    """A node as sinfo tells of it."""
 
     name: str
     state: str
     reason: str
+
+    @property
+    def unknown(self) -> bool:
+        """Its controller has just started and has not determined the state yet (sinfo(1), NODE STATE CODES)."""
+        return self.state.startswith("unk")
+
+    @property
+    def bad(self) -> bool:
+        """Down, drained, failing or not answering."""
+        return out_of_service(self.state) or (self.state.endswith("*") and not self.unknown)
 
 
 def squeue_format(fields: Iterable[str], mark: str) -> str:
@@ -189,14 +199,18 @@ def exit_code(text: str) -> tuple[int | None, int]:
     return _int(code), _int(signal) or 0
 
 
-def bad_nodes(text: str, mark: str) -> list[BadNode]:
-    """Read sinfo's nodes with their state and reason, those alone that are in trouble."""
+def nodes(text: str, mark: str) -> list[Node]:
+    """Read sinfo's nodes with their state and reason, each once."""
     found = {}
     for row in rows(text, NODE_FIELDS, mark):
-        name, state = row["NodeList"].strip(), row["StateLong"].strip().lower()
-        if state.endswith("*") or state.rstrip("*~#!%$@+^-").startswith(("down", "drain", "fail", "unk")):
-            found[name] = BadNode(name, state, _text(row["Reason"]))
+        name = row["NodeList"].strip()
+        found[name] = Node(name, row["StateLong"].strip().lower(), _text(row["Reason"]))
     return list(found.values())
+
+
+def out_of_service(state: str) -> bool:
+    """Whether a node in this state, as sinfo writes it, is given to no job until somebody returns it."""
+    return state.strip().lower().startswith(("down", "drain", "fail"))
 
 
 def node_names(text: str) -> tuple[str, ...]:
