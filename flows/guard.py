@@ -104,11 +104,16 @@ async def guard(
     except (AccessRefusedError, UnreachableError, NotFoundError) as problem:
         return Failed(name="CredentialError", message=_with_remedy(problem))
     except (LeaseHeldError, ConfigError) as problem:
-        return Failed(name="Refused", message=_with_remedy(problem))
+        return refused(problem)
     except LeaseLostError as problem:
         return Cancelled(name="Fenced", message=str(problem))
     except GuardCancelledError:
         return Cancelled(message="cancelled in Prefect; the job goes on")
+
+
+def refused(problem: Exception) -> State[Any]:
+    """End a run that can't do what it is told, with the remedy."""
+    return Failed(name="Refused", message=_with_remedy(problem))
 
 
 def _with_remedy(problem: Exception) -> str:

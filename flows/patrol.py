@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 from pydantic import Field
 
 from trainguard.blocks.clusters import Cluster
 from trainguard.blocks.language_model import LanguageModel
 from trainguard.blocks.notifier import Notifier
 from trainguard.core.cadence import Cadence
+from trainguard.core.errors import ConfigError
 from trainguard.core.job import Job, JobRef
 from trainguard.core.policy import Policy
-from trainguard.flows.guard import ASSIST, CADENCE, guard
+from trainguard.flows.guard import ASSIST, CADENCE, guard, refused
 from trainguard.tasks.cluster import load_cluster
 from trainguard.tasks.patrol import Rounds
 
@@ -41,7 +44,7 @@ async def patrol(
     rules: list[Path] | None = None,
     every: Annotated[float, Field(gt=0)] = 60.0,
     checks_a_run: int = 2000,
-) -> str:
+) -> State[Any]:
     """Look for jobs every `every` seconds and guard each until it ends or the patrol's time is up.
 
     A job that another guard has is left to it. When the patrol stops, its guards stop; no job is touched.
@@ -71,8 +74,18 @@ async def patrol(
         "rules": rules,
         "checks_a_run": checks_a_run,
     }
-    block = await load_cluster(cluster)
-    rounds = Rounds(block, block.make_scheduler(), selector, only_failed)
+    try:
+        block = await load_cluster(cluster)
+        count = await _patrol(
+            Rounds(block, block.make_scheduler(), selector, only_failed), settings, deadline, every
+        )
+    except ConfigError as problem:
+        return refused(problem)
+    return Completed(message=f"{count} {'guard' if count == 1 else 'guards'} stood")
+
+
+async def _patrol(rounds: Rounds, settings: dict[str, Any], deadline: datetime | None, every: float) -> int:
+    """Guard what each round finds until the time is up. Gives the number of guards."""
     guards: dict[JobRef, asyncio.Task[None]] = {}
     count = 0
     try:
@@ -90,7 +103,7 @@ async def patrol(
             task.cancel()
         await asyncio.gather(*guards.values(), return_exceptions=True)
         await rounds.scheduler.close()
-    return f"{count} {'guard' if count == 1 else 'guards'} stood"
+    return count
 
 
 async def _guard(job: Job, rounds: Rounds, settings: dict[str, Any]) -> None:

@@ -67,6 +67,23 @@ def test_a_missing_command_is_said_off_a_terminal(tmp_path: Path) -> None:
     refused(run("run", cwd=tmp_path), "command", "trainguard run -- python train.py")
 
 
+def test_a_time_that_is_over_starts_nothing(tmp_path: Path) -> None:
+    done = run("run", "--until", "2020-01-01", "--state", str(tmp_path / "job"), "--", "true", cwd=tmp_path)
+    refused(done, "--until: 2020-01-01 00:00 is over", "give a time to come")
+    assert not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize("name", ["../..", ".", "a/b", "x" * 300])
+def test_a_name_makes_no_folder_outside_its_place(name: str, tmp_path: Path) -> None:
+    done = run("run", "--name", name, "--", "true", cwd=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
+    refused(done, "job.name: can't be a folder's name", "give a state folder")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_job_that_nobody_guarded_is_named(tmp_path: Path) -> None:
+    refused(run("status", "nope", cwd=tmp_path), "no job 'nope' has been guarded", "trainguard status")
+
+
 def test_a_settings_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     refused(run("run", "--config", "nowhere.toml", "--", "true", cwd=tmp_path), "nowhere.toml")
 

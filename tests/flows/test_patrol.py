@@ -151,7 +151,7 @@ async def test_a_job_that_has_a_guard_is_left_to_it(cluster: SimulatedCluster, s
     state = await patrol(
         cluster=f"simulated-cluster/{simulation.cluster.name}", return_state=True, **settings
     )
-    assert await state.aresult() == "0 guards stood"
+    assert state.message == "0 guards stood"
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.schedulers.local_lab import LocalLab
 from trainguard.core.action import Action, ActionKind, Fence, OutcomeStatus
-from trainguard.core.errors import AccessRefusedError, ConfigError, RefusedError, SchedulerError
+from trainguard.core.errors import AccessRefusedError, ConfigError, SchedulerError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
 from trainguard.core.observation import Liveness, Observation
@@ -327,7 +327,7 @@ class TestRights:
         assert [Path(ref.id).name for ref in found] == names
 
     async def test_a_selector_that_is_none_is_refused(self, lab: LocalLab) -> None:
-        with pytest.raises(RefusedError, match="user=alice"):
+        with pytest.raises(ConfigError, match="user=alice"):
             await lab.scheduler.discover("user=alice")
 
 

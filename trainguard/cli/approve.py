@@ -9,10 +9,9 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from trainguard.cli.terminal import table
+from trainguard.cli.terminal import print_table, table
 from trainguard.core.decision import Answer, ApprovalAnswer, ApprovalRequest
 from trainguard.core.errors import TrainguardError, UserError
 from trainguard.core.history import AnswerResult
@@ -92,7 +91,7 @@ def _list(requests: list[ApprovalRequest], names: dict[str, str], *, as_json: bo
         actions = "; ".join(f"{words(s.action.kind)} {action_detail(s)}".rstrip() for s in row.plan.steps)
         cells = (row.id, names.get(row.job_key, row.job_key), actions, moment(row.deadline))
         shown.add_row(*map(escape, cells))
-    Console(highlight=False).print(shown)
+    print_table(shown)
     typer.echo(
         "Answer with: trainguard approve QUESTION, or with --refuse. Its incident says why it is asked."
     )

@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from trainguard.cli.prefect_server import prefect_server
-from trainguard.cli.terminal import table
+from trainguard.cli.terminal import print_table, table
 from trainguard.core.action import ActionKind
 from trainguard.core.cadence import Cadence
 from trainguard.core.errors import UserError
@@ -89,7 +89,7 @@ def _require(module: str) -> None:
 
 def _play(scenario: Scenario, folder: Path, *, yes: bool, as_json: bool) -> tuple[list[IncidentFile], str]:
     from trainguard.blocks.local_host import LocalHost
-    from trainguard.cli.guarding import GuardOptions, guard_here
+    from trainguard.cli.guarding import FIRST_SIGNAL, GuardOptions, guard_here
     from trainguard.schedulers.local.starting import LocalJob, start_job
 
     work = folder / "training"
@@ -120,8 +120,22 @@ def _play(scenario: Scenario, folder: Path, *, yes: bool, as_json: bool) -> tupl
             "trainguard approve",
             err=True,
         )
-    guard_here(job, block, options, quiet_end=as_json)
+    try:
+        code = guard_here(job, block, options, quiet_end=as_json, farewell="The demo was stopped.")
+    finally:
+        _stop(folder / "job")
+    if code > FIRST_SIGNAL:
+        raise typer.Exit(code)
     return asyncio.run(_record(job.key))
+
+
+def _stop(folder: Path) -> None:
+    """Leave no training and no supervisor behind."""
+    from trainguard.schedulers.local.starting import SUPERVISOR
+
+    for word in ("stop", "quit"):
+        argv = [sys.executable, "-I", "-S", SUPERVISOR, "tell", str(folder), word]
+        subprocess.run(argv, capture_output=True, check=False)
 
 
 def _launcher(scenario: Scenario) -> tuple[str, ...]:
@@ -216,7 +230,7 @@ def _print_end(files: list[IncidentFile], outcome: str, as_json: bool) -> None:
         decision = row["decision"].replace("_", " ")
         cells = (what_happened(known.incident), row["class"], decision, row["outcome"], lost, seconds)
         shown.add_row(*map(escape, cells))
-    Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(shown)
+    print_table(shown, wide=WIDE)
     typer.echo("Seconds: from the failure to its detection / to the restart / to verified progress.")
     for known in files:
         if known.diagnosis is not None and known.diagnosis.code_location:

@@ -13,10 +13,9 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from trainguard.cli.terminal import table
+from trainguard.cli.terminal import print_table, table
 from trainguard.core.errors import TrainguardError
 from trainguard.core.job import Job, JobRef
 
@@ -48,7 +47,7 @@ def doctor(
         shown = table("what", "state", "detail", "to mend it")
         for row in findings:
             shown.add_row(*(escape(row[name]) for name in ("what", "state", "detail", "remedy")))
-        Console(highlight=False).print(shown)
+        print_table(shown)
     if any(row["state"] == "missing" for row in findings):
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -21,11 +20,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from trainguard.cli.told import ToldToEnd, until_told
 from trainguard.core.cadence import Cadence
 from trainguard.core.errors import UserError
 from trainguard.core.job import Job
 from trainguard.core.policy import Policy
 from trainguard.core.status_line import HEADER
+
+FIRST_SIGNAL = 128
+"""A shell gives this and the signal's number as the exit code of what a signal ended."""
 
 
 class GuardOptions(BaseModel):
@@ -89,9 +92,18 @@ def require_prefect() -> None:
 
 
 def guard_here(
-    job: Job, cluster: Any, options: GuardOptions, *, as_json: bool = False, quiet_end: bool = False
+    job: Job,
+    cluster: Any,
+    options: GuardOptions,
+    *,
+    as_json: bool = False,
+    quiet_end: bool = False,
+    farewell: str = "",
 ) -> int:
-    """Guard a job in this process until it ends. Gives the exit code: 0 succeeded or `until`, 1 not."""
+    """Guard a job in this process until it ends. Gives the exit code: 0 succeeded or `until`, 1 not.
+
+    Where a signal ended it the code is 128 and the signal's number, and `farewell` is said.
+    """
     live = sys.stderr.isatty()
     console = Console(stderr=True)
     status = console.status(escape(f"guarding {job.name}")) if live else None
@@ -100,19 +112,19 @@ def guard_here(
         if console.width > len(HEADER):
             console.print(f"  {HEADER}", style="dim", highlight=False)
         status.start()
+    told = 0
     try:
         with _listening(handler):
-            state = asyncio.run(_guard(job, cluster, options))
-    except KeyboardInterrupt:
-        state = None
+            state = until_told(_guard(job, cluster, options))
+    except ToldToEnd as signal:
+        told = signal.number
     finally:
         if status:
             status.stop()
-    if state is None:
-        typer.echo(
-            f"The guard stopped; the job goes on. Guard it again: trainguard watch {job.ref.id}", err=True
-        )
-        return 130
+    if told:
+        again = f"The guard stopped; the job goes on. Guard it again: trainguard watch {job.ref.id}"
+        typer.echo(farewell or again, err=True)
+        return FIRST_SIGNAL + told
     return _tell(job, state, as_json=as_json, quiet=quiet_end)
 
 
@@ -163,10 +175,10 @@ def patrol_here(
 ) -> int:
     """Guard a cluster's jobs in this process for the patrol's time. Gives the exit code."""
     try:
-        outcome, jobs = asyncio.run(_patrol(cluster, selector, options, only_failed))
-    except KeyboardInterrupt:
+        outcome, jobs = until_told(_patrol(cluster, selector, options, only_failed))
+    except ToldToEnd as told:
         typer.echo("The patrol stopped; the jobs go on.", err=True)
-        return 130
+        return FIRST_SIGNAL + told.number
     if as_json:
         typer.echo(json.dumps({"selector": selector, "outcome": outcome, "jobs": jobs}))
         return 0
@@ -184,7 +196,8 @@ async def _patrol(
     from trainguard.flows.patrol import patrol
 
     began, slug = time.time(), await save_block(cluster)
-    outcome = await patrol(
+    block = await as_block(slug)
+    state: Any = await patrol(
         cluster=slug,
         selector=selector,
         policy=options.policy,
@@ -195,8 +208,11 @@ async def _patrol(
         notifiers=[await _block(name) for name in options.notifiers],
         model=await _block(options.model) if options.model else None,
         rules=list(options.rules),
+        return_state=True,
     )
-    return outcome, await _stands((await as_block(slug)).cluster_name(), began)
+    if state.name == "Refused":
+        raise UserError(state.message or state.name)
+    return state.message or state.name, await _stands(block.cluster_name(), began)
 
 
 async def _stands(cluster: str, since: float) -> list[dict[str, str]]:

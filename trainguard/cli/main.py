@@ -75,7 +75,7 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done; 1 the job or what was asked failed; 2 you must act (see the message); 130 interrupted, the job goes on."
+    epilog="Exit codes: 0 done; 1 the job or what was asked failed; 2 you must act (see the message); 130 or 143 interrupted, the job goes on."
 )
 def root(
     asked: Annotated[

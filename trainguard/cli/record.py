@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from trainguard.cli.terminal import age, table
+from trainguard.cli.terminal import age, print_table, table
 from trainguard.core.errors import UserError
 from trainguard.core.history import NodeEvent
 from trainguard.core.incident import Incident
@@ -27,9 +27,16 @@ from trainguard.tasks.records import incident_file
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON with stable field names.")]
 
 
-def status(as_json: AsJson = False) -> None:
+def status(
+    job: Annotated[
+        str | None, typer.Argument(help="Only the job with this name or key; without it all.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the guarded jobs and how they are."""
-    rows = asyncio.run(_jobs())
+    rows = [row for row in asyncio.run(_jobs()) if job is None or job in {row["job"], row["name"]}]
+    if job is not None and not rows:
+        raise UserError(f"no job {job!r} has been guarded", "list them: trainguard status")
     if as_json:
         typer.echo(json.dumps({"jobs": rows}, indent=2))
         return
@@ -42,8 +49,8 @@ def status(as_json: AsJson = False) -> None:
         words = (row[name] for name in ("name", "status", "liveness", "progress", "attempt", "incidents"))
         guard = (row["guard"] or "nobody").partition("/")[0]  # its machine; the rest is for programs
         shown.add_row(*(escape(str(word)) for word in words), escape(guard), age(row["seen_at"], now))
-    console = Console()
-    console.print(shown)
+    print_table(shown)
+    console = Console(soft_wrap=True)
     for row in rows:
         if row["questions"]:
             ways = ", ".join(f"trainguard approve {question}" for question in row["questions"])
@@ -136,7 +143,7 @@ def _list(found: list[tuple[Job | None, Incident]]) -> None:
         state = row.state.replace("_", " ")
         cells = (row.id, name, what_happened(row), state, moment(row.detected_at), row.outcome)
         shown.add_row(*map(escape, cells))
-    Console(highlight=False).print(shown)
+    print_table(shown)
 
 
 def _row(job: Job | None, incident: Incident) -> dict[str, Any]:

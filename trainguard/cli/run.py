@@ -154,6 +154,10 @@ def _options(
     *,
     take_over: bool,
 ) -> GuardOptions:
+    if until is not None and until.astimezone() < datetime.now().astimezone():
+        raise ConfigError(
+            "--until", f"{until:%Y-%m-%d %H:%M} is over", "give a time to come, such as 2030-01-31T08:00"
+        )
     return GuardOptions(
         policy=policy_of(settings, policy, preset, allow),
         cadence=settings.cadence,

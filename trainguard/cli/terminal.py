@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
@@ -23,6 +24,14 @@ def table(*heads: str) -> Table:
     for head in heads:
         made.add_column(head, overflow="fold")
     return made
+
+
+def print_table(shown: Table, *, wide: int = 1000) -> None:
+    """Print a table; a file or a pipe gets each row on one line, up to `wide` columns, for grep and awk."""
+    from rich.console import Console
+
+    fits = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if fits else wide, highlight=False).print(shown)
 
 
 def age(at: float | None, now: float) -> str:

@@ -88,7 +88,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     async def discover(self, selector: str) -> Sequence[JobRef]:
-        """Find the jobs a selector names (`user=alice`, `namespace=ml`, `*`)."""
+        """Find the jobs a selector names (`user=alice`, `namespace=ml`, `*`). Raises ConfigError where it is none."""
 
     async def checkpoints(self, job: Job) -> tuple[Checkpoint, ...] | None:
         """Look at the job's checkpoints where they lie (`supervisor/checkpoints.py` does the looking).

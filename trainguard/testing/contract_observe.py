@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainguard.core.errors import NotFoundError, SchedulerError, UnreachableError
+from trainguard.core.errors import ConfigError, NotFoundError, SchedulerError, UnreachableError
 from trainguard.core.evidence import EvidenceKind
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Liveness, Observation
@@ -265,3 +265,10 @@ class ObserveContract:
         assert len(found) == len(set(found))
         seen = await lab.scheduler.observe([Job(ref=ref, name="found") for ref in found])
         assert all(seen[job.ref].liveness is Liveness.RUNNING for job in jobs)
+
+    async def test_a_selector_that_is_none_is_named(self, lab: Lab) -> None:
+        """A patrol with it finds nothing for ever; its owner must hear of it at once."""
+        lab.needs(Ability.DISCOVER)
+        with pytest.raises(ConfigError, match="selector") as raised:
+            await lab.scheduler.discover("no=such=word")
+        assert "no=such=word" in str(raised.value)

@@ -8,7 +8,13 @@ from typing import ClassVar
 
 from trainguard.core.action import Access, Action, ActionKind, Fence, Outcome, OutcomeStatus
 from trainguard.core.checkpoint import Checkpoint
-from trainguard.core.errors import AccessRefusedError, NotFoundError, RefusedError, UnreachableError
+from trainguard.core.errors import (
+    AccessRefusedError,
+    ConfigError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+)
 from trainguard.core.evidence import Evidence, EvidenceKind
 from trainguard.core.job import Incarnation, Job, JobRef
 from trainguard.core.observation import Liveness, LogBatch, LogChunk, LogSource, Observation, Utilisation
@@ -165,6 +171,8 @@ class SimulatedScheduler(Scheduler):
 
     async def discover(self, selector: str) -> Sequence[JobRef]:
         """Every job whose id contains the selector; `*` is all of them."""
+        if "=" in selector:
+            raise ConfigError("selector", f"{selector!r} is none: give a part of an id, or *")
         await self._ask()
         self._cluster.queries += 1
         wanted = "" if selector == "*" else selector

@@ -275,12 +275,12 @@ def why_impossible(job: Job, config: dict[str, Any], state: dict[str, Any]) -> d
 
 
 def parse_selector(selector: str) -> dict[str, str]:
-    """Split `name=GLOB,status=WORD`. Raises RefusedError for a key that there is not."""
+    """Split `name=GLOB,status=WORD`. Raises ConfigError for a key that there is not."""
     wanted = {}
     for part in filter(None, (part.strip() for part in selector.split(","))):
         key, equals, pattern = part.partition("=")
         if part != "*" and (not equals or key not in {"name", "project", "status"}):
-            raise RefusedError(f"{part!r}: a selector is `*` or name=GLOB, project=GLOB, status=WORD")
+            raise ConfigError("selector", f"{part!r} is none of name=GLOB, project=GLOB, status=WORD, *")
         if equals:
             wanted[key] = pattern
     return wanted

@@ -10,13 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from trainguard.core.errors import ConfigError, UnreachableError
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Watching
 from trainguard.supervisor import supervisor
 
 START_SECONDS = 60.0
+_LONGEST = 255
+"""Bytes of a file's name (NAME_MAX on Linux)."""
 SUPERVISOR = str(Path(supervisor.__file__).resolve())
 
 
@@ -33,9 +36,9 @@ class LocalJob(BaseModel):
 
     command: tuple[str, ...] = ()
     """The training command, word by word; no shell reads it."""
-    name: str
     state: Path | None = None
     """State folder; by default `~/.local/state/trainguard/jobs/NAME`."""
+    name: str
     project: str = ""
     cwd: Path | None = None
     """Working directory of the command; by default the present one."""
@@ -47,6 +50,17 @@ class LocalJob(BaseModel):
     extra_logs: tuple[str, ...] = ()
     supervisor: dict[str, Any] = Field(default_factory=dict)
     """Further settings of the supervisor (docs/supervisor.md): gate, memory, eval, free_disk, install, log …"""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folders_name(cls, name: str, values: ValidationInfo) -> str:
+        if values.data.get("state") is None and (
+            name in {"", ".", ".."} or {"/", "\0"} & set(name) or len(os.fsencode(name)) > _LONGEST
+        ):
+            raise PydanticCustomError(
+                "name", "can't be a folder's name: choose another, or give a state folder"
+            )
+        return name
 
     @property
     def folder(self) -> Path:
@@ -126,7 +140,11 @@ def load_job(folder: Path, cluster: str = "") -> Job:
     except supervisor.StateError as error:
         raise ConfigError("state", str(error)) from error
     if spec is None:
-        raise ConfigError("state", f"{folder} holds no supervised job", "give the folder that --state named")
+        raise ConfigError(
+            "state",
+            f"{folder} holds no supervised job",
+            "give the folder that --state named, or --cluster for a job of a cluster",
+        )
     try:
         if declared is not None:
             return Job.model_validate({**declared, "ref": ref})
