@@ -29,6 +29,7 @@ os.environ.update(server_environment(_HOME / "prefect", _PORT))
 os.environ["TRAINGUARD_LEDGER_URL"] = f"sqlite:///{_HOME / 'ledger.db'}"
 os.environ["XDG_STATE_HOME"] = str(_HOME / "state")
 os.environ["XDG_CACHE_HOME"] = str(_HOME / "cache")
+os.environ["XDG_CONFIG_HOME"] = str(_HOME / "config")  # where chromium keeps what it tells of crashes
 
 
 @pytest.fixture(scope="session")

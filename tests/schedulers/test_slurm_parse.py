@@ -176,7 +176,7 @@ def test_a_controller_that_has_just_started_calls_no_node_bad() -> None:
 @pytest.mark.parametrize(
     ("state", "out"),
     [("idle", False), ("idle*", False), ("allocated*", False), ("unknown", False), ("mixed", False), ("reboot^", False),
-     ("down", True), ("down*", True), ("drained", True), ("draining*", True), ("fail", True), ("failing", True)],
+     ("down", True), ("down*", True), ("drained", True), ("draining*", True), ("fail", True), ("inval", True), ("failing", True)],
 )  # fmt: skip
 def test_which_nodes_are_given_to_no_job_until_somebody_returns_them(state: str, out: bool) -> None:
     assert out_of_service(state) is out

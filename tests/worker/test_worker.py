@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_runs import aresume_flow_run
 from prefect.states import Cancelling, Paused, Running
 from prefect.utilities.engine import propose_state
+from prefect.workers._worker_channel import WorkPoolWorkerChannel
 from pydantic import SecretStr
 
 from tests.flows.simulation import Simulation, until
@@ -300,6 +301,23 @@ async def test_prefect_answering_503_while_guards_start_delays_them_and_ends_not
     async with pool.worker():
         await reached(run, "Enabled")
     assert len(refused) == 3
+
+
+async def test_a_worker_beats_by_requests_which_are_sent_again_while_sqlite_is_busy(pool: Pool) -> None:
+    """A heartbeat on Prefect's worker channel is sent once, and an error of the server where it meets a write."""
+    async with pool.worker(heartbeat_interval_seconds=1) as worker, get_client() as client:
+        beats: set[Any] = set()
+
+        async def thrice() -> bool | None:
+            beats.update(
+                one.last_heartbeat_time for one in await client.read_workers_for_work_pool(pool.name)
+            )
+            return len(beats) >= 3 or None
+
+        await until(thrice, "three heartbeats")
+        channel = worker._worker_channel
+        assert isinstance(channel, WorkPoolWorkerChannel)
+        assert not channel.state.healthy
 
 
 async def test_fifty_guards_share_one_watch_and_no_thread_is_theirs(pool: Pool) -> None:

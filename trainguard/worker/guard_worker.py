@@ -128,6 +128,17 @@ class GuardWorker(BaseWorker[BaseJobConfiguration, BaseVariables, GuardWorkerRes
             self._last_polled_time = datetime.now(UTC)
             return []
 
+    async def sync_with_backend(self) -> None:
+        """Beat, and read the pool, by requests: Prefect's client sends them again while SQLite is busy.
+
+        Its worker channel, a websocket, sends a heartbeat once; where that meets another's write, the server logs
+        an error and closes the channel. What it brings beside heartbeats are cleanups, of which guards have none.
+        """
+        self._ensure_worker_channel()
+        if self._worker_channel is not None:
+            await self._worker_channel.sync(None)
+            await self._initialize_after_sync()
+
     async def _sync_and_initialize(self) -> None:
         try:
             await super()._sync_and_initialize()

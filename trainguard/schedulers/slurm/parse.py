@@ -209,8 +209,11 @@ def nodes(text: str, mark: str) -> list[Node]:
 
 
 def out_of_service(state: str) -> bool:
-    """Whether a node in this state, as sinfo writes it, is given to no job until somebody returns it."""
-    return state.strip().lower().startswith(("down", "drain", "fail"))
+    """Whether a node in this state, as sinfo writes it, is given to no job until somebody returns it.
+
+    `inval` registered with less than slurm.conf promises, a lost GPU for one (sinfo(1), NODE STATE CODES).
+    """
+    return state.strip().lower().startswith(("down", "drain", "fail", "inval"))
 
 
 def node_names(text: str) -> tuple[str, ...]:
