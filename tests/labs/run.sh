@@ -29,7 +29,8 @@ one() { # lab; a lab that is interrupted is taken down like one that has ended
     echo "lab $lab did not start" >&2
     result=1
   else
-    tee /dev/stderr <"$printed" | tail -n 1 >"$printed.facts"
+    cat "$printed" >&2 # tee /dev/stderr would empty a log file that this is written to
+    tail -n 1 "$printed" >"$printed.facts"
     mv "$printed.facts" "$printed"
     ( set -a; . "$(cat "$printed")"; set +a
       exec setsid .venv/bin/pytest -m lab -o cache_dir=".pytest_cache/$lab" --durations=5 "tests/labs/$lab" ) &

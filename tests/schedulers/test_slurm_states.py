@@ -70,7 +70,6 @@ def test_a_job_that_slurm_may_requeue_is_given_a_moment(state: str) -> None:
         ("launch failed requeued held", True),
         ("launch_failed_requeued_held", True),
         ("DependencyNeverSatisfied", True),
-        ("ReqNodeNotAvail, UnavailableNodes:n4", True),
         ("JobHeldAdmin", True),
         ("JobHeldUser", False),
         ("Resources", False),
@@ -83,6 +82,13 @@ def test_reasons_that_will_not_pass_by_themselves(reason: str, stuck: bool) -> N
     reading = read(record("PENDING", reason=reason, end=None), NOW, Settings())
     assert bool(reading.stuck) is stuck
     assert reading.liveness is Liveness.PENDING
+
+
+@pytest.mark.parametrize(("waited", "stuck"), [(5, False), (290, False), (310, True)])
+def test_nodes_that_are_away_for_a_while_leave_nothing_stuck(waited: int, stuck: bool) -> None:
+    """Slurm 22.05 says so of a job that comes while a controller which has just started knows no node yet."""
+    waits = record("PENDING", reason="ReqNodeNotAvail, UnavailableNodes:n4", eligible=int(NOW) - waited)
+    assert bool(read(waits, NOW, Settings()).stuck) is stuck
 
 
 def test_pending_past_the_owners_deadline_is_stuck_but_not_while_it_is_held() -> None:

@@ -63,6 +63,7 @@ STUCK: Mapping[str, str] = {
     "reservationdeleted": "its reservation was deleted",
     "specialexit": "it ended with an exit code for which this cluster holds jobs",
 }
+_AWAY = "reqnodenotavail"
 _HELD = ("jobheld", "launch failed requeued held", "job requeued in held state", "specialexit")
 OOM_CODE = 125
 IO_CODE = 53
@@ -75,6 +76,9 @@ class Settings:
 
     settle: float = 10.0
     """How long a preempted or node-failed job that may be requeued is given to come back."""
+    away_deadline: float = 300.0
+    """Longer without the nodes it asks for is stuck: a node that starts, or whose controller has just started and
+    does not know it yet, is away for a while. slurmctld waits as long for a silent node (SlurmdTimeout)."""
     completing_deadline: float = 300.0
     """Longer in COMPLETING than this is stuck."""
     requeue_delay: float = 10.0
@@ -125,7 +129,7 @@ def read(record: Record, now: float, settings: Settings, pending_deadline: float
     if liveness is Liveness.UNKNOWN:
         return Reading(liveness, record.state, f"Slurm says {record.state!r}, a word not known here")
     if liveness is Liveness.PENDING:
-        return _pending(record, now, pending_deadline)
+        return _pending(record, now, settings, pending_deadline)
     if liveness is Liveness.RUNNING:
         return _running(record, now, settings)
     if _may_come_back(record, now, settings):
@@ -138,14 +142,15 @@ def read(record: Record, now: float, settings: Settings, pending_deadline: float
     return _ended(record, liveness)
 
 
-def _pending(record: Record, now: float, deadline: float) -> Reading:
+def _pending(record: Record, now: float, settings: Settings, deadline: float) -> Reading:
     is_held = held(record)
+    waited = now - (record.eligible or record.submit)
     stuck = ""
     for word, meaning in STUCK.items():
         if plain(record.reason).startswith(word) or record.state.replace("_", "").lower() == word:
-            stuck = f"{record.reason or record.state}: {meaning}"
+            if word != _AWAY or waited > settings.away_deadline:
+                stuck = f"{record.reason or record.state}: {meaning}"
             break
-    waited = now - (record.eligible or record.submit)
     waits = not is_held and record.state not in {"SUSPENDED", "STOPPED"}
     if not stuck and waits and 0 < deadline < waited:
         stuck = f"pending for {waited:.0f} s ({record.reason or 'no reason given'}), longer than its deadline"
