@@ -143,16 +143,18 @@ async def test_an_answer_read_after_the_deadline_is_told_and_the_safe_one_counts
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The guard is kept from looking until the deadline is over."""
-    simulation, guarding, question = await ask(Policy(preset=Preset.ASSIST, approval_deadline=4))
-    reading = Ledger.answer_of
+    simulation, guarding, question = await ask(Policy(preset=Preset.ASSIST, approval_deadline=6))
+    reading, kept = Ledger.answer_of, asyncio.Event()
 
     async def away(self: Ledger, request_id: str) -> Any:
         if simulation.cluster.clock() < question.deadline:
+            kept.set()
             raise LedgerUnavailableError("locked")
         return await reading(self, request_id)
 
     monkeypatch.setattr("trainguard.tasks.durable.RETRY_SECONDS", 0.2)
     monkeypatch.setattr(Ledger, "answer_of", away)
+    await asyncio.wait_for(kept.wait(), 6)
     assert await click(question)
     state = await guarding
     assert "refused by nobody (deadline)" in state.message
