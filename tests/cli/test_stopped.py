@@ -69,6 +69,25 @@ async def test_a_guard_that_is_told_to_end_says_how_to_go_on(
         await stop.wait()
 
 
+async def test_a_signal_that_was_ignored_stays_so() -> None:
+    """A shell starts its background jobs with SIGINT ignored."""
+    script = (
+        "import asyncio, os, signal\n"
+        "from trainguard.cli.told import until_told\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "async def work():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    await asyncio.sleep(0.5)\n"
+        "    return 'done'\n"
+        "print(until_told(work()))\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert (process.returncode, said.decode().strip()) == (0, "done")
+
+
 async def test_a_patrol_that_is_told_to_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_LOGGING_LEVEL", "INFO")
     ended, said = await _ended("patrol", "name=none-*", after="Beginning flow run", told=signal.SIGTERM)

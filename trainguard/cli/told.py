@@ -28,8 +28,8 @@ def until_told(work: Coroutine[Any, Any, T]) -> T:
     """Run something in a thread of its own, and let it lay down what it holds when a signal comes.
 
     In the main thread Prefect's engine takes SIGTERM over and raises it into whatever code runs just then.
-    A second signal does not wait; outside the main thread none is heard. Raises ToldToEnd, and whatever the
-    work raises.
+    A second signal does not wait. A signal that was ignored stays so, as a shell wants for its background jobs;
+    outside the main thread none is heard. Raises ToldToEnd, and whatever the work raises.
     """
     return asyncio.run(_Apart(work).ended_or_told())
 
@@ -55,7 +55,8 @@ class _Apart(Generic[T]):
         # By the loop, which wakes for a signal that another thread got; a thread that waits for a lock does not.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, tell, number)
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    asyncio.get_running_loop().add_signal_handler(number, tell, number)
         await _first(ended, heard)
         if not told:
             return await ended
@@ -63,9 +64,8 @@ class _Apart(Generic[T]):
         loop, task = await asyncio.wrap_future(self._begun)
         loop.call_soon_threadsafe(task.cancel)
         await _first(ended, heard)
-        ended.add_done_callback(
-            lambda done: done.cancelled() or done.exception()
-        )  # what it says then is no news
+        # what it says then is no news
+        ended.add_done_callback(lambda done: done.cancelled() or done.exception())
         raise ToldToEnd(told[0][0])
 
     def _live(self) -> None:
