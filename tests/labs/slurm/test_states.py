@@ -177,7 +177,7 @@ async def test_a_failed_node_fails_the_job_only_where_slurm_does_not_requeue_it(
 async def test_a_job_that_will_not_move_is_stuck_with_its_reason(cluster: Cluster) -> None:
     """Launch failure, impossible dependency, missing nodes, a deadline of the owner, an epilog that hangs."""
     scheduler = SlurmScheduler(
-        cluster.name, cluster.target(), settings=Settings(settle=4, completing_deadline=2)
+        cluster.name, cluster.target(), settings=Settings(settle=4, completing_deadline=2, away_deadline=2)
     )
     cluster.made.append(scheduler)
     folder = cluster.job_folder()
