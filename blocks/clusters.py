@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from prefect.blocks.core import Block
-
 from trainguard.blocks.kubernetes_cluster import KubernetesCluster
+from trainguard.blocks.loading import find_block, load_block
 from trainguard.blocks.local_host import LocalHost
 from trainguard.blocks.scheduler_block import SchedulerBlock
 from trainguard.blocks.slurm_cluster import SlurmCluster
@@ -20,17 +17,13 @@ THIS_MACHINE = "trainguard-local-host/this-machine"
 
 
 async def as_block(cluster: Cluster) -> SchedulerBlock:
-    """Load a cluster given by its slug. Raises ConfigError where there is no such block."""
+    """Load a cluster given by its slug. Raises ConfigError where there is no such block, or it can't be used."""
     if not isinstance(cluster, str):
         return cluster
-    try:
-        block = await Block.aload(cluster)
-    except ValueError as problem:
-        if cluster == THIS_MACHINE:
-            return LocalHost()
-        raise ConfigError(
-            "cluster", f"there is no block {cluster!r}", "make it in Prefect's UI under Blocks"
-        ) from problem
+    if cluster == THIS_MACHINE:
+        block = await find_block("cluster", cluster) or LocalHost()
+    else:
+        block = await load_block("cluster", cluster)
     if not isinstance(block, SchedulerBlock):
         raise ConfigError("cluster", f"{cluster!r} is not a cluster's block")
-    return cast("SchedulerBlock", block)
+    return block

@@ -60,7 +60,7 @@ async def _recover(incident_id: str) -> State[Any]:
             await durably(context.ledger.update_incident, context.lease, incident)
             beside.do(_report(incident))
         await durably(tell_closed, incident)
-    answer = await durably(context.ledger.answer_of, f"{incident.id}-{incident.attempt}")
+    answer = await durably(context.ledger.answer_of, incident.question)
     return _end_of(incident, answer)
 
 
@@ -90,12 +90,11 @@ async def _ask(incident: Incident) -> Incident:
     context = current_guard()
     plan = await durably(the_plan, context, incident.id)
     await durably(set_status, context, "AwaitingApproval", f"incident {incident.id}")
-    request_id = f"{incident.id}-{incident.attempt}"
-    answer = await durably(earlier_answer, context, request_id)
+    answer = await durably(earlier_answer, context, incident.question)
     if answer is None:
         run_id = flow_run.id or context.flow_run_id
         request = await put_question(
-            context, incident, plan, run_id, key=f"{request_id}-{context.lease.number}"
+            context, incident, plan, run_id, key=f"{incident.question}-{context.lease.number}"
         )
         await durably(tell_asked, incident, request)
         async with Beside() as beside:

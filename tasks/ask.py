@@ -34,7 +34,7 @@ async def put_question(
     """Store the question before it is shown; asked again after a crash it keeps its deadline."""
     now = context.clock()
     request = ApprovalRequest(
-        id=f"{incident.id}-{incident.attempt}",
+        id=incident.question,
         incident=incident.id,
         job_key=context.job.key,
         incarnation=incident.incarnation,

@@ -35,6 +35,8 @@ class Rounds:
     async def look(self, guarded: Collection[JobRef]) -> list[Job]:
         """Give the jobs that need a guard now. A cluster or ledger out of reach has none for now.
 
+        Raises ConfigError before the first round that saw something: later it is about the moment.
+
         A job that failed before the patrol began is nobody's incident tonight: it is taken only by a patrol
         for failed jobs, and not again once a guard has ended with that incarnation.
         """
@@ -44,7 +46,9 @@ class Rounds:
             seen = await self.scheduler.observe(jobs) if jobs else {}
             async with await Ledger.open() as ledger:
                 wanted = [job for job in jobs if await self._wants(ledger, job, seen.get(job.ref))]
-        except (SchedulerError, LedgerUnavailableError) as problem:
+        except (SchedulerError, LedgerUnavailableError, ConfigError) as problem:
+            if self.first and isinstance(problem, ConfigError):
+                raise
             logger.warning("the patrol sees nothing now: %s", problem)
             return []
         self.first = False

@@ -14,15 +14,14 @@ async def incident_file(ledger: Ledger, incident_id: str) -> IncidentFile | None
     if incident is None or job is None:
         return None
     since = incident.detected_at - NODE_MEMORY
-    asked = f"{incident_id}-{incident.attempt}"
     return IncidentFile(
         job=job,
         incident=incident,
         diagnosis=await ledger.diagnosis(incident_id),
         evidence=tuple(await ledger.evidence(incident_id)),
         plan=await ledger.plan(incident_id),
-        request=await ledger.request(asked),
-        answer=await ledger.answer_of(asked),
+        request=await ledger.request(incident.question),
+        answer=await ledger.answer_of(incident.question),
         intents=tuple(await ledger.intents(incident_id)),
         node_events=tuple(await ledger.node_history(job.ref, incident_id, since)),
     )

@@ -104,6 +104,17 @@ async def test_a_demo_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) 
     assert not [line for line in left if os.fsencode(tmp_path) in line]
 
 
+async def test_a_channel_without_a_block_is_named_before_the_job_starts(tmp_path: Path) -> None:
+    config, state = tmp_path / "trainguard.toml", tmp_path / "job"
+    config.write_text('notifiers = ["trainguard-slack-webhook/nope"]\n')
+    words = ("run", "--config", str(config), "--state", str(state), "--", "sleep", "600")
+    process = await asyncio.create_subprocess_exec(*CLI, *words, stderr=asyncio.subprocess.PIPE)
+    said = (await process.communicate())[1].decode()
+    assert (process.returncode, "Traceback" in said) == (2, False), said
+    assert "notifiers: there is no block 'trainguard-slack-webhook/nope'" in said
+    assert not state.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [

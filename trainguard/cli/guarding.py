@@ -160,8 +160,7 @@ async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:
             minutes=options.minutes,
             take_over=take_over,
             cadence=options.cadence,
-            notifiers=[await _block(slug) for slug in options.notifiers],
-            model=await _block(options.model) if options.model else None,
+            **await load_channels(options),
             rules=list(options.rules),
             return_state=True,
         )
@@ -205,8 +204,7 @@ async def _patrol(
         minutes=options.minutes,
         only_failed=only_failed,
         cadence=options.cadence,
-        notifiers=[await _block(name) for name in options.notifiers],
-        model=await _block(options.model) if options.model else None,
+        **await load_channels(options),
         rules=list(options.rules),
         return_state=True,
     )
@@ -238,13 +236,14 @@ async def save_block(cluster: Any) -> str:
     return f"{cluster.get_block_type_slug()}/{name}"
 
 
-async def _block(slug: str) -> Any:
-    from prefect.blocks.core import Block
+async def load_channels(options: GuardOptions) -> dict[str, Any]:
+    """Load the blocks of those who are told and asked, as the flows' parameters. Raises ConfigError for a missing one."""
+    from trainguard.blocks.loading import load_block
 
-    try:
-        return await Block.aload(slug)
-    except ValueError as problem:
-        raise UserError(f"there is no block {slug!r}", "make it in Prefect's UI under Blocks") from problem
+    return {
+        "notifiers": [await load_block("notifiers", slug) for slug in options.notifiers],
+        "model": await load_block("model", options.model) if options.model else None,
+    }
 
 
 def _tell(job: Job, state: Any, *, as_json: bool, quiet: bool) -> int:

@@ -76,6 +76,11 @@ class Incident(Fact):
     outcome: str = ""
     """One sentence for people, once closed."""
 
+    @property
+    def question(self) -> str:
+        """The id of the question that this attempt may ask."""
+        return f"{self.id}-{self.attempt}"
+
     def advanced(self, state: IncidentState, **changes: object) -> Incident:
         """Give the incident one step further. Raises IncidentStateError for a step that can't be."""
         if state is not self.state and state not in ALLOWED[self.state]:
