@@ -61,10 +61,7 @@ async def _unanswered(context: GuardContext, signals: Sequence[Signal]) -> tuple
         for signal in incident.signals
     }
     return tuple(
-        signal
-        for signal in telling
-        if (signal.kind, signal.at) not in known
-        and (seen is None or signal.incarnation is None or signal.incarnation.token == seen.token)
+        signal for signal in telling if (signal.kind, signal.at) not in known and signal.concerns(seen)
     )
 
 

@@ -95,9 +95,11 @@ async def tell_signals(context: GuardContext, signals: tuple[Signal, ...]) -> No
     A job its scheduler no longer knows is out of sight. Waits for nothing: what an incident is opened for is told
     with its cause.
     """
-    gone = context.observation is not None and context.observation.liveness == "gone"
+    seen = context.observation
+    gone = seen is not None and seen.liveness == "gone"
     for signal in signals:
-        logger.warning("%s: %s", signal.kind, signal.detail)
+        if signal.concerns(seen.incarnation if seen else None):  # else it is what an incident has dealt with
+            logger.warning("%s: %s", signal.kind, signal.detail)
         if signal.kind is SignalKind.BLIND or (gone and signal.kind is SignalKind.DEGRADED):
             context.blind_since = signal.at
             lost = sight_lost(context.job, since=signal.at, detail=signal.detail, links=_links(context))

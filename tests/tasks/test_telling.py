@@ -352,6 +352,18 @@ async def test_a_job_that_does_badly_is_told_of_once_an_episode(kind: SignalKind
         assert all(f"it is {kind}" in message.body for message in channel.got)
 
 
+@pytest.mark.parametrize(("now", "logged"), [(facts.FIRST, True), (facts.SECOND, False)])
+async def test_what_the_attempt_before_met_is_not_said_of_this_one(
+    now: Incarnation, logged: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guard that takes over finds the failure that its predecessor's incident has dealt with."""
+    async with await opened(tmp_path) as ledger:
+        context = guard(ledger, observation=seen(Liveness.RUNNING, "running", now))
+        with caplog.at_level("WARNING", "trainguard.tasks.tell"):
+            await tell_signals(context, (signal(SignalKind.CRASH),))
+    assert ("it is crash" in caplog.text) is logged
+
+
 def seen(liveness: Liveness, native: str, incarnation: Incarnation = facts.FIRST) -> Observation:
     return facts.observation(liveness=liveness, native=native, incarnation=incarnation)
 

@@ -40,3 +40,9 @@ class Signal(Fact):
     sources: tuple[str, ...]
     """Independent sources: `scheduler`, `heartbeat`, `log`, `gpu`, `process`. Two allow destruction."""
     incarnation: Incarnation | None = None
+
+    def concerns(self, incarnation: Incarnation | None) -> bool:
+        """Whether it may be about this incarnation: what names none is about any."""
+        if self.incarnation is None or incarnation is None:
+            return True
+        return self.incarnation.token == incarnation.token

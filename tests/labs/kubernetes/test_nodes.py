@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -154,7 +153,12 @@ async def test_a_drain_respects_a_disruption_budget_and_is_finished_later(
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "train"}}},
     }
     await kubectl.apply(budget)
-    await asyncio.sleep(1)
+
+    async def counted() -> bool | None:
+        status = (await kubectl.get("pdb", "keep", "-n", namespace)).get("status", {})
+        return True if status.get("currentHealthy") == 1 else None
+
+    await until(counted)
     mark, drain = fence(), action(ActionKind.DRAIN_NODE, told.incarnation, nodes=told.nodes)
     kept = await scheduler.perform(job, drain, mark)
     assert kept.status is OutcomeStatus.UNKNOWN
