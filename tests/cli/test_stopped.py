@@ -104,7 +104,7 @@ async def test_a_demo_that_is_told_to_end_leaves_nothing_behind(tmp_path: Path) 
     assert not [line for line in left if os.fsencode(tmp_path) in line]
 
 
-async def test_a_channel_without_a_block_is_named_before_the_job_starts(tmp_path: Path) -> None:
+async def test_a_notifier_without_a_block_is_named_before_the_job_starts(tmp_path: Path) -> None:
     config, state = tmp_path / "trainguard.toml", tmp_path / "job"
     config.write_text('notifiers = ["trainguard-slack-webhook/nope"]\n')
     words = ("run", "--config", str(config), "--state", str(state), "--", "sleep", "600")

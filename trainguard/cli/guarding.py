@@ -160,7 +160,7 @@ async def _guard(job: Job, cluster: Any, options: GuardOptions) -> Any:
             minutes=options.minutes,
             take_over=take_over,
             cadence=options.cadence,
-            **await load_channels(options),
+            **await load_blocks(options),
             rules=list(options.rules),
             return_state=True,
         )
@@ -204,7 +204,7 @@ async def _patrol(
         minutes=options.minutes,
         only_failed=only_failed,
         cadence=options.cadence,
-        **await load_channels(options),
+        **await load_blocks(options),
         rules=list(options.rules),
         return_state=True,
     )
@@ -236,8 +236,8 @@ async def save_block(cluster: Any) -> str:
     return f"{cluster.get_block_type_slug()}/{name}"
 
 
-async def load_channels(options: GuardOptions) -> dict[str, Any]:
-    """Load the blocks of those who are told and asked, as the flows' parameters. Raises ConfigError for a missing one."""
+async def load_blocks(options: GuardOptions) -> dict[str, Any]:
+    """Load the notifiers and the language model, as parameters of the flows. Raises ConfigError for a missing one."""
     from trainguard.blocks.loading import load_block
 
     return {

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from trainguard.cli.guarding import GuardOptions, guard_here, load_channels, patrol_here, require_prefect
+from trainguard.cli.guarding import GuardOptions, guard_here, load_blocks, patrol_here, require_prefect
 from trainguard.cli.settings import Settings, load_settings, policy_of, rules_of
 from trainguard.core.errors import ConfigError, UserError
 from trainguard.core.job import CheckpointSpec, Job, JobRef, Resume, ResumeBy
@@ -75,7 +75,7 @@ def run(
     local = _local_job(settings, {key: value for key, value in flags.items() if value})
     options = _options(settings, policy, preset, allow, rules, minutes, until, take_over=False)
     require_prefect()
-    asyncio.run(load_channels(options))  # what is missing is said before anything is started
+    asyncio.run(load_blocks(options))  # what is missing is said before anything is started
     block = _this_machine()
     job = asyncio.run(start_job(local, block.cluster_name()))
     typer.echo(f"{job.name} runs under its supervisor in {job.ref.id}", err=True)
